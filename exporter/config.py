@@ -1,0 +1,369 @@
+"""Configuration: one frozen type per stage, default < exporter.toml < environment < flag.
+
+The file is ``exporter.toml`` or the table ``[tool.exporter]`` of ``pyproject.toml``. Environment variables are
+``EXPORTER_<SECTION>_<KEY>``, e.g. ``EXPORTER_TENSORRT_REQUIRED=true``; their values are read as TOML, then as a plain string.
+Paths in the file are relative to the file. An unknown key is an error that gives its place and the near misses.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from exporter.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = [
+    "BakeConfig",
+    "Config",
+    "FoldConfig",
+    "InputConfig",
+    "LatencyConfig",
+    "MetricConfig",
+    "ModelConfig",
+    "OnnxConfig",
+    "OnnxruntimeConfig",
+    "OutputTolerance",
+    "ParityConfig",
+    "ReportConfig",
+    "SamplesConfig",
+    "TensorrtConfig",
+    "find_config",
+    "load_config",
+]
+
+CONFIG_NAME = "exporter.toml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class InputConfig(_Section):
+    """One input of the model; the first axis is the batch.
+
+    Attributes:
+        shape: with the batch size used for tracing in front, e.g. ``[2, 1, 8, 8]``.
+        dynamic: axes that may vary -> name, e.g. ``{0: "batch"}``; empty means the batch axis alone.
+    """
+
+    name: str
+    shape: tuple[int, ...] = Field(strict=False)
+    dtype: str = "float32"
+    dynamic: dict[str, str] = Field(default_factory=dict)
+
+
+class ModelConfig(_Section):
+    """``[model]``: the code that rebuilds the network, which the user names on purpose and which runs.
+
+    Attributes:
+        factory: ``auto``, ``timm:resnet50``, ``torchvision:resnet18``, ``ultralytics:yolov8n.yaml``,
+            ``package.module:callable``, ``path/to/file.py:callable``, or a ``.pt2``.
+        arguments: keyword arguments of the factory.
+        inputs: example inputs; empty means: taken from the samples.
+        outputs: names of the outputs in order; empty means: the model's own names (dict keys), else ``output``, ``output_1``, ...
+    """
+
+    factory: str = "auto"
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    inputs: tuple[InputConfig, ...] = Field(default=(), strict=False)
+    outputs: tuple[str, ...] = Field(default=(), strict=False)
+    trust_code: bool = False
+
+
+class BakeConfig(_Section):
+    """``[weights]``: which weights leave the checkpoint.
+
+    Attributes:
+        choice: ``ema`` or ``raw``; there is no fallback from one to the other.
+        ema: name of the EMA candidate, needed where the checkpoint has several.
+        decay: what training used, where the file does not say; it decides the health of the average.
+        dtype: ``keep``, or a floating dtype that every floating tensor is cast to.
+    """
+
+    choice: Literal["ema", "raw"] = "ema"
+    ema: str = ""
+    decay: float | None = Field(default=None, gt=0, lt=1)
+    allow_cold: bool = False
+    allow_nonfinite: bool = False
+    dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
+
+
+class FoldConfig(_Section):
+    """``[fold]``: folding BatchNorm into the preceding linear operators.
+
+    Attributes:
+        keep: patterns (``fnmatch``) of BatchNorm module names that are left alone on purpose.
+    """
+
+    enabled: bool = True
+    keep: tuple[str, ...] = Field(default=(), strict=False)
+
+
+class OnnxConfig(_Section):
+    """``[onnx]``: the exported file."""
+
+    opset: int = Field(default=20, ge=18, le=25)
+    dynamic_batch: bool = True
+
+
+class OnnxruntimeConfig(_Section):
+    """``[onnxruntime]``: execution providers, the first that is available runs; each one listed is a candidate of its own."""
+
+    providers: tuple[str, ...] = Field(default=("CPUExecutionProvider",), strict=False)
+
+
+class TensorrtConfig(_Section):
+    """``[tensorrt]``: the engine.
+
+    Attributes:
+        required: a machine that cannot build or run the engine ends the run with exit status 6 instead of NOT_RUN.
+        python: interpreter of the worker process; it needs numpy, tensorrt and the CUDA runtime. Empty: this interpreter.
+        profiles: ``name:min,opt,max`` with shapes as ``1x3x224x224``, several inputs joined with ``;``; empty means one profile
+            made from the samples with batch 1, ``[latency] batch`` and that again.
+    """
+
+    required: bool = False
+    python: str = ""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    tf32: bool = False
+    workspace_mib: int = Field(default=1024, ge=1)
+    optimization_level: int = Field(default=3, ge=0, le=5)
+    timing_iterations: int = Field(default=8, ge=1)
+    profiles: tuple[str, ...] = Field(default=(), strict=False)
+    timeout_s: float = Field(default=3600.0, gt=0, strict=False)
+
+
+class SamplesConfig(_Section):
+    """``[samples]``: what the model is judged on.
+
+    Attributes:
+        path: a ``.npz``; its arrays are matched to the inputs by name.
+        labels: name of the array of integer labels in it; empty where there are none.
+        limit: at most this many samples are used for parity.
+        random: number of seeded random samples, used beside the real ones, or alone where there are none.
+    """
+
+    path: Path | None = Field(default=None, strict=False)
+    labels: str = ""
+    limit: int = Field(default=256, ge=1)
+    random: int = Field(default=16, ge=0)
+    edge: bool = True
+    seed: int = 0
+    required: bool = False
+
+
+class OutputTolerance(_Section):
+    """``[parity.outputs.NAME]``: overrides for one output."""
+
+    atol: float | None = Field(default=None, ge=0)
+    rtol: float | None = Field(default=None, ge=0)
+    factor: float | None = Field(default=None, gt=0)
+    floor: float | None = Field(default=None, ge=0)
+
+
+class ParityConfig(_Section):
+    """``[parity]``: the rule of ``docs/verdicts.md``.
+
+    Attributes:
+        atol: as a share of the output's RMS; None means the default of the precision.
+        factor, floor: relative L2 error may be ``factor * own error + floor``; None means the default of the precision.
+        batches: batch sizes that are run.
+    """
+
+    atol: float | None = Field(default=None, ge=0)
+    rtol: float | None = Field(default=None, ge=0)
+    factor: float | None = Field(default=None, gt=0)
+    floor: float | None = Field(default=None, ge=0)
+    batches: tuple[int, ...] = Field(default=(1, 32), strict=False)
+    outputs: dict[str, OutputTolerance] = Field(default_factory=dict)
+
+
+class LatencyConfig(_Section):
+    """``[latency]``: the race against the unfused reference.
+
+    Attributes:
+        min_speedup: required speed-up over the reference; None means "no slower than the margin".
+        margin: allowed slow-down, 0.02 is 2 %.
+        false_alarm_rate: of the gate.
+        threads: of every contestant on the CPU.
+    """
+
+    enabled: bool = True
+    required: bool = True
+    batch: int = Field(default=32, ge=1)
+    min_speedup: float | None = Field(default=None, gt=0, strict=False)
+    margin: float = Field(default=0.02, ge=0)
+    false_alarm_rate: float = Field(default=0.001, gt=0, lt=0.5)
+    rounds: int = Field(default=20, ge=8)
+    block_ms: float = Field(default=20.0, gt=0, strict=False)
+    warmup_ms: float = Field(default=500.0, ge=0, strict=False)
+    threads: int = Field(default=2, ge=1)
+    seed: int = 0
+
+
+class MetricConfig(_Section):
+    """``[metric]``: the task metric, higher is better.
+
+    Attributes:
+        function: ``accuracy`` (top-1 of ``output`` against the labels) or ``module:callable`` / ``file.py:callable`` that takes
+            ``(outputs, labels)`` as arrays and returns a float; empty means: accuracy where there are labels, else none.
+        allowed_drop: of the candidate against the unfused EMA model.
+    """
+
+    function: str = ""
+    output: str = ""
+    allowed_drop: float = Field(default=0.0, ge=0, strict=False)
+
+
+class ReportConfig(_Section):
+    """``[report]``: where runs are kept, relative to the configuration file."""
+
+    directory: Path = Field(default=Path(".exporter"), strict=False)
+
+
+class Config(_Section):
+    """The resolved configuration."""
+
+    checkpoint: Path | None = Field(default=None, strict=False)
+    model: ModelConfig = ModelConfig()
+    weights: BakeConfig = BakeConfig()
+    fold: FoldConfig = FoldConfig()
+    onnx: OnnxConfig = OnnxConfig()
+    onnxruntime: OnnxruntimeConfig = OnnxruntimeConfig()
+    tensorrt: TensorrtConfig = TensorrtConfig()
+    samples: SamplesConfig = SamplesConfig()
+    parity: ParityConfig = ParityConfig()
+    latency: LatencyConfig = LatencyConfig()
+    metric: MetricConfig = MetricConfig()
+    report: ReportConfig = ReportConfig()
+
+    base: Path = Field(default=Path(), exclude=True, strict=False)
+    """Folder that relative paths start from; not a key of the file."""
+
+    def resolve(self, path: Path) -> Path:
+        """Return ``path`` taken relative to the folder of the configuration file."""
+        return path if path.is_absolute() else self.base / path
+
+    @property
+    def work_dir(self) -> Path:
+        """Folder that artefacts and runs are kept in."""
+        return self.resolve(self.report.directory)
+
+
+def find_config(start: Path) -> Path | None:
+    """Return the ``exporter.toml`` (or the ``pyproject.toml`` with ``[tool.exporter]``) of folder ``start``, else None."""
+    own = start / CONFIG_NAME
+    if own.is_file():
+        return own
+    project = start / "pyproject.toml"
+    if project.is_file() and "exporter" in _read_toml(project).get("tool", {}):
+        return project
+    return None
+
+
+def load_config(
+    path: Path | None = None,
+    *,
+    base: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Config:
+    """Read the configuration.
+
+    Args:
+        path: file to read; None means defaults, environment and flags alone.
+        base: folder for relative paths; the file's own folder where it is None.
+        environment: variables to look at, ``os.environ`` where it is None.
+        flags: section -> key -> value from the command line; the section ``""`` holds top-level keys; values of None are ignored.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value in it is wrong.
+    """
+    table: dict[str, Any] = {}
+    if path is not None:
+        table = _read_toml(path)
+        if path.name == "pyproject.toml":
+            table = table.get("tool", {}).get("exporter", {})
+    origins = {"file": str(path) if path else "the defaults"}
+    if "base" in table:
+        raise _unknown_key(("base",), origins["file"])
+    _overlay_environment(table, os.environ if environment is None else environment)
+    for section, values in (flags or {}).items():
+        target = table if section == "" else table.setdefault(section, {})
+        target.update({key: value for key, value in values.items() if value is not None})
+    folder = base if base is not None else (path.parent if path is not None else Path())
+    try:
+        return Config.model_validate({**table, "base": folder})
+    except ValidationError as err:
+        raise _config_error(err, origins["file"]) from err
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as err:
+        raise ConfigError("E701", "the configuration file does not exist", facts={"file": path}, help="exporter init CKPT writes one") from err
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+        raise ConfigError("E702", "the configuration file cannot be read", facts={"file": path, "found": err}) from err
+
+
+def _overlay_environment(table: dict[str, Any], environment: Mapping[str, str]) -> None:
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith("EXPORTER_"):
+            continue
+        words = variable.removeprefix("EXPORTER_").lower()
+        for section, info in Config.model_fields.items():
+            kind = info.annotation
+            if not (isinstance(kind, type) and issubclass(kind, _Section)) or not words.startswith(section + "_"):
+                continue
+            key = words.removeprefix(section + "_")
+            if key not in kind.model_fields:
+                raise _unknown_key((section, key), f"the environment variable {variable}")
+            table.setdefault(section, {})[key] = _value_from_text(text)
+
+
+def _value_from_text(text: str) -> Any:  # noqa: ANN401 - any TOML value
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _config_error(err: ValidationError, where: str) -> ConfigError:
+    first = err.errors()[0]
+    place = tuple(str(step) for step in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(place, where)
+    return ConfigError(
+        "E704",
+        f"a setting has a value it cannot have: {'.'.join(place)}",
+        facts={"in": where, "at": " -> ".join(place), "found": repr(first.get("input")), "expected": first["msg"]},
+    )
+
+
+def _unknown_key(place: tuple[str, ...], where: str) -> ConfigError:
+    known = _known_keys(place[:-1])
+    near = difflib.get_close_matches(place[-1], known, n=3)
+    facts = {"in": where, "at": " -> ".join(place), "known": ", ".join(known)}
+    return ConfigError("E703", f"unknown setting {'.'.join(place)}", facts=facts, help=f"did you mean {' or '.join(near)}?" if near else "")
+
+
+def _known_keys(section: tuple[str, ...]) -> list[str]:
+    kind: Any = Config
+    for step in section:
+        info = kind.model_fields.get(step) if isinstance(kind, type) and issubclass(kind, _Section) else None
+        kind = info.annotation if info is not None else None
+    if isinstance(kind, type) and issubclass(kind, _Section):
+        return [name for name in kind.model_fields if name != "base"]
+    return []

@@ -1,0 +1,110 @@
+"""Sidecar records: ``<artefact>.json`` says what an artefact was made from, and a keyed hash says that we wrote it.
+
+A plan and a ``.pt2`` are executable. Neither is loaded unless its record carries an HMAC made with the secret of this
+machine (``$EXPORTER_STATE_DIR/key``, by default in the user's state folder), and the file still has the digest of the record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts import Digest
+from exporter.errors import ArtifactError
+from exporter.files import digest_of_file, write_json
+
+__all__ = ["read_record", "record_path", "verify_record", "write_record"]
+
+SCHEMA = 1
+
+
+def record_path(path: Path) -> Path:
+    """Return where the record of the artefact ``path`` lies: the same name with ``.json`` appended."""
+    return path.with_name(path.name + ".json")
+
+
+def write_record(path: Path, *, key: str, content: Mapping[str, Any]) -> Digest:
+    """Write the record of the artefact at ``path``, after the artefact itself.
+
+    Args:
+        key: digest of everything the artefact was made from; equal keys mean "up to date".
+        content: JSON-able facts that the next stage needs.
+
+    Returns:
+        The digest of the artefact's bytes.
+    """
+    digest = digest_of_file(path)
+    body = {"schema": SCHEMA, "artefact": path.name, "sha256": digest.hex, "key": key, "content": dict(content)}
+    write_json(record_path(path), {**body, "hmac": _signature(body)})
+    return digest
+
+
+def read_record(path: Path, *, key: str | None = None) -> dict[str, Any] | None:
+    """Return the content of the record of ``path`` if artefact and record are there, whole, ours and made from ``key``.
+
+    None means "make it again". No error is raised: whatever is wrong with a cached artefact, it is not used.
+    """
+    try:
+        return verify_record(path, key=key)
+    except ArtifactError:
+        return None
+
+
+def verify_record(path: Path, *, key: str | None = None) -> dict[str, Any]:
+    """Return the content of the record of ``path``.
+
+    Raises:
+        ArtifactError: no record (E721), not written on this machine or altered (E722), the artefact differs from its
+            record (E723), or it was made from something else than ``key`` (E724).
+    """
+    try:
+        body = json.loads(record_path(path).read_text(encoding="utf-8"))
+        digest = digest_of_file(path).hex
+    except (OSError, ValueError) as err:
+        raise ArtifactError("E721", "an artefact or its record is missing", facts={"file": path, "expected": record_path(path)}) from err
+    signature = body.pop("hmac", "") if isinstance(body, dict) else ""
+    if not isinstance(body, dict) or not hmac.compare_digest(str(signature), _signature(body)):
+        facts = {"file": record_path(path), "expected": "a record keyed with this machine's secret"}
+        raise ArtifactError("E722", "a record was not written on this machine, or was altered", facts=facts)
+    if body.get("sha256") != digest:
+        raise ArtifactError("E723", "an artefact differs from its record", facts={"file": path, "found": digest, "expected": body.get("sha256")})
+    if key is not None and body.get("key") != key:
+        raise ArtifactError("E724", "an artefact was made from something else", facts={"file": path, "found": body.get("key"), "expected": key})
+    content = body.get("content")
+    return content if isinstance(content, dict) else {}
+
+
+def _signature(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hmac.new(_secret(), text.encode(), "sha256").hexdigest()
+
+
+def _secret() -> bytes:
+    folder = os.environ.get("EXPORTER_STATE_DIR")
+    if not folder:
+        import platformdirs
+
+        folder = platformdirs.user_state_dir("exporter")
+    path = Path(folder) / "key"
+    with contextlib.suppress(FileNotFoundError):
+        content = path.read_bytes()
+        if content:
+            return content
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f"key.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    try:
+        os.link(temporary, path)  # the first of several processes wins; an existing key is never replaced
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+    return path.read_bytes()
