@@ -131,11 +131,12 @@ class TensorrtConfig(_Section):
         python: interpreter of the worker process; it needs numpy, tensorrt and the CUDA runtime. Empty: this interpreter.
         profiles: ``name:min,opt,max`` with shapes as ``1x3x224x224``, several inputs joined with ``;``; empty means one profile
             made from the samples with batch 1, ``[latency] batch`` and that again.
+        precision: of the whole network; ``tf32`` states whether float32 products may use TF32 on the tensor cores.
     """
 
     required: bool = False
     python: str = ""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Literal["fp32"] = "fp32"
     tf32: bool = False
     workspace_mib: int = Field(default=1024, ge=1)
     optimization_level: int = Field(default=3, ge=0, le=5)
