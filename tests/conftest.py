@@ -21,6 +21,17 @@ REQUIRE_BROWSER = "EXPORTER_REQUIRE_BROWSER"
 REQUIRE_CONTRACT = "EXPORTER_REQUIRE_CONTRACT"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--update``: golden files and generated pages are written anew instead of compared."""
+    parser.addoption("--update", action="store_true", help="write golden files and generated pages anew; look at the difference before you commit it")
+
+
+@pytest.fixture(scope="session")
+def update(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files are to be written anew."""
+    return bool(request.config.getoption("--update"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep the secret that keys records, and every cache, away from the user's own state folder."""

@@ -1,0 +1,29 @@
+"""docs/cli.md is the program's own help."""
+
+from __future__ import annotations
+
+import click
+
+from exporter.cli.app import main
+from tests.docs.cli_reference import cli_page
+from tests.docs.markdown import ROOT
+
+PAGE = ROOT / "docs" / "cli.md"
+
+
+def test_page_is_the_help(update: bool) -> None:
+    """The page equals what the commands say of themselves; ``--update`` writes it."""
+    text = cli_page(main)
+    if update:
+        PAGE.write_text(text, encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == text, "write it anew: tox -e docs -- --update"
+
+
+def test_every_option_stands_in_the_page() -> None:
+    """No visible option of any command is missing from the page, and each has a help text."""
+    page = PAGE.read_text(encoding="utf-8")
+    for name, command in main.commands.items():
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                assert parameter.help, f"{name} {parameter.opts} says nothing of itself"
+                assert all(option in page for option in parameter.opts), f"{name} {parameter.opts}"
