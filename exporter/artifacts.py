@@ -588,8 +588,11 @@ class Verdict:
 
 
 def worst(verdicts: tuple[Verdict, ...]) -> Outcome:
-    """Return the overall outcome: the worst of the verdicts, where a NOT_RUN that is not required does not count."""
-    counted = [v.outcome for v in verdicts if v.required or v.outcome is not Outcome.NOT_RUN]
+    """Return the overall outcome: the worst of the verdicts; of those that are not required only a FAIL counts.
+
+    A run without any verdict that counts is NOT_RUN, which is not a pass.
+    """
+    counted = [v.outcome for v in verdicts if v.required or v.outcome in {Outcome.FAIL, Outcome.PASS}]
     return max(counted, key=_BADNESS.__getitem__, default=Outcome.NOT_RUN)
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "TensorrtConfig",
     "find_config",
     "load_config",
+    "value_from_text",
 ]
 
 CONFIG_NAME = "exporter.toml"
@@ -331,10 +332,11 @@ def _overlay_environment(table: dict[str, Any], environment: Mapping[str, str]) 
             key = words.removeprefix(section + "_")
             if key not in kind.model_fields:
                 raise _unknown_key((section, key), f"the environment variable {variable}")
-            table.setdefault(section, {})[key] = _value_from_text(text)
+            table.setdefault(section, {})[key] = value_from_text(text)
 
 
-def _value_from_text(text: str) -> Any:  # noqa: ANN401 - any TOML value
+def value_from_text(text: str) -> Any:  # noqa: ANN401 - any TOML value
+    """Return ``text`` read as a TOML value (``true``, ``3``, ``[1, 2]``), or as it stands."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

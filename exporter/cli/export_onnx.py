@@ -1,0 +1,64 @@
+"""``exporter export-onnx``: the folded graph as a checked ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from exporter.cli.options import config_option, config_with, output_option, screen_options, weights_options
+from exporter.cli.screen import Screen
+
+__all__ = ["command"]
+
+
+@click.command("export-onnx")
+@click.argument("model", required=False, metavar="[MODEL]")
+@click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights for MODEL, where exporter.toml names none.")
+@click.option("--opset", type=int, help="Operator-set version; default: 20.")
+@click.option("--static-batch", is_flag=True, help="Fix the batch axis to the size of the example input.")
+@output_option("CKPT's stem + .onnx, beside the other artefacts")
+@weights_options
+@config_option
+@screen_options
+@click.pass_obj
+def command(
+    screen: Screen,
+    model: str | None,
+    arguments: tuple[str, ...],
+    checkpoint: Path | None,
+    opset: int | None,
+    static_batch: bool,
+    output: Path | None,
+    config_path: Path | None,
+    **weights: object,
+) -> None:
+    """Export the folded model to ONNX, with the full checker run and the lineage in its metadata.
+
+    MODEL is code that builds the network, and it runs: timm:resnet50, package.module:callable, path/to/file.py:callable.
+    Without MODEL it is taken from exporter.toml.
+    """
+    from exporter.artifacts import to_json
+    from exporter.cli.folders import workspace_of
+    from exporter.cli.tables import spec_text
+
+    config = config_with(
+        config_path,
+        checkpoint=checkpoint,
+        model=model,
+        arguments=arguments,
+        weights=dict(weights),
+        onnx={"opset": opset, "dynamic_batch": False if static_batch else None},
+    )
+    onnx = workspace_of(config, screen, onnx=output).onnx
+    screen.close()
+    size_mb = onnx.path.stat().st_size / 1e6
+    screen.show(
+        [
+            f"onnx → {onnx.path}   opset {onnx.opset}   IR {onnx.ir_version}   {onnx.num_nodes} nodes, {onnx.num_batch_norms} BatchNormalization   {size_mb:.2f} MB",
+            *(f"       input   {spec_text(spec)}" for spec in onnx.inputs),
+            *(f"       output  {spec_text(spec)}" for spec in onnx.outputs),
+        ]
+    )
+    screen.result(to_json(onnx))

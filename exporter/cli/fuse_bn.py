@@ -1,0 +1,73 @@
+"""``exporter fuse-bn``: fold BatchNorm, list what was folded and what was refused, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from exporter.cli.options import config_option, config_with, output_option, screen_options, weights_options
+from exporter.cli.screen import Screen
+
+__all__ = ["command"]
+
+
+@click.command("fuse-bn")
+@click.argument("model", required=False, metavar="[MODEL]")
+@click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--check", is_flag=True, help="Compare with the unfused model in float64; the exit status is the verdict.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights for MODEL, where exporter.toml names none.")
+@click.option("--keep", multiple=True, metavar="PATTERN", help="Leave BatchNorms with such names alone (several allowed).")
+@output_option("CKPT's stem + .fused.pt2, beside the other artefacts")
+@weights_options
+@config_option
+@screen_options
+@click.pass_obj
+def command(
+    screen: Screen,
+    model: str | None,
+    arguments: tuple[str, ...],
+    check: bool,
+    checkpoint: Path | None,
+    keep: tuple[str, ...],
+    output: Path | None,
+    config_path: Path | None,
+    **weights: object,
+) -> int:
+    """Fold every BatchNorm that can be folded exactly; name every other with its reason.
+
+    MODEL is code that builds the network, and it runs: timm:resnet50, torchvision:resnet18, ultralytics:yolov8n.yaml,
+    package.module:callable or path/to/file.py:callable, with KEY=VALUE arguments. Without MODEL it is taken from exporter.toml.
+    """
+    from exporter.artifacts import to_json, worst
+    from exporter.cli.folders import workspace_of
+    from exporter.cli.verdicts import show_verdicts
+    from exporter.report import render_fold
+
+    config = config_with(config_path, checkpoint=checkpoint, model=model, arguments=arguments, weights=dict(weights), fold={"keep": list(keep) or None})
+    workspace = workspace_of(config, screen, fold=output)
+    graph = workspace.graph
+    screen.close()
+    screen.show(render_fold(graph.folded, graph.refusals, graph.num_batch_norms, graph.ops_before, graph.ops_after))
+    result = {
+        "folded": to_json(graph.folded),
+        "refusals": to_json(graph.refusals),
+        "num_batch_norms": graph.num_batch_norms,
+        "ops_before": graph.ops_before,
+        "ops_after": graph.ops_after,
+        "path": str(graph.path),
+        "sha256": graph.digest.hex if graph.digest else "",
+    }
+    if not check:
+        screen.show([f"→ {graph.path}"])
+        screen.result(result)
+        return 0
+
+    from exporter.gates import Gates, candidates_of
+
+    verdicts = Gates(workspace).parity(candidates_of(graph, config))
+    screen.close()
+    status = show_verdicts(screen, verdicts)
+    screen.show([f"→ {graph.path}"])
+    screen.result({**result, "outcome": worst(verdicts).value, "verdicts": to_json(verdicts)})
+    return status

@@ -1,0 +1,113 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from exporter.cli.screen import Screen
+
+if TYPE_CHECKING:
+    from exporter.config import Config
+
+__all__ = ["config_option", "config_with", "model_arguments", "output_option", "screen_options", "weights_options"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def screen_options(command: Command) -> Command:
+    """Add ``--json`` and ``--quiet``, which every command has."""
+
+    def set_json(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: ARG001, FBT001 - click's signature
+        context.find_object(Screen).json |= value  # type: ignore[union-attr]
+
+    def set_quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: ARG001, FBT001 - click's signature
+        context.find_object(Screen).quiet |= value  # type: ignore[union-attr]
+
+    json_help = "Print the result as JSON on stdout, everything else on stderr."
+    quiet_help = "No progress; with --json nothing but the JSON."
+    command = click.option("-q", "--quiet", is_flag=True, expose_value=False, is_eager=True, callback=set_quiet, help=quiet_help)(command)
+    return click.option("--json", is_flag=True, expose_value=False, is_eager=True, callback=set_json, help=json_help)(command)
+
+
+def config_option(command: Command) -> Command:
+    """Add ``--config``."""
+    help_text = "Configuration file; by default exporter.toml, or [tool.exporter] of pyproject.toml, in the current folder."
+    return click.option("-c", "--config", "config_path", type=click.Path(path_type=Path, dir_okay=True), help=help_text)(command)
+
+
+def output_option(default: str) -> Callable[[Command], Command]:
+    """Add ``--output``."""
+    return click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help=f"File to write; default: {default}.")
+
+
+def weights_options(command: Command) -> Command:
+    """Add the options that choose the weights."""
+    options = (
+        click.option("--weights", "choice", type=click.Choice(["ema", "raw"]), help="Averaged or raw weights; default: ema. There is no fallback."),
+        click.option("--ema", metavar="NAME", help="Which average, where the checkpoint has several."),
+        click.option("--decay", type=float, help="Decay that training used, where the file does not say."),
+        click.option("--allow-cold", is_flag=True, default=None, help="Accept an average that is still mostly the initial weights."),
+        click.option("--allow-nonfinite", is_flag=True, default=None, help="Accept NaN and infinity in the weights."),
+        click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16"]), help="Cast floating tensors; default: keep."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def config_with(
+    config_path: Path | None, *, checkpoint: Path | None = None, model: str | None = None, arguments: tuple[str, ...] = (), **sections: dict[str, Any]
+) -> Config:
+    """Return the configuration of the folder with flags laid over it.
+
+    Args:
+        config_path: file, or folder with one; None means the current folder, where a file may be missing.
+        checkpoint: overrides the checkpoint of the file; relative to the current folder.
+        model: MODEL of the command line, overrides ``[model] factory``.
+        arguments: ``key=value`` for the factory.
+        sections: section -> key -> value; None values are ignored.
+    """
+    from exporter.config import find_config, load_config
+    from exporter.errors import ConfigError
+
+    if config_path is not None and config_path.is_dir():
+        found = find_config(config_path)
+        if found is None:
+            raise ConfigError("E707", "the folder holds no configuration", facts={"folder": config_path, "expected": "exporter.toml"})
+        config_path = found
+    path = config_path if config_path is not None else find_config(Path.cwd())
+    flags: dict[str, dict[str, Any]] = {**sections, "": {"checkpoint": str(checkpoint.absolute()) if checkpoint else None}}
+    if model is not None:
+        flags["model"] = {"factory": _absolute_factory(model), "arguments": model_arguments(arguments)}
+    return load_config(path, base=None if path is not None else Path.cwd(), flags=flags)
+
+
+def model_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Return ``key=value`` words as keyword arguments; values are read as TOML, else as text.
+
+    Raises:
+        click.UsageError: a word has no ``=``.
+    """
+    from exporter.config import value_from_text
+
+    arguments = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise click.UsageError(f"{text!r} is not of the form key=value")
+        arguments[key] = value_from_text(value)
+    return arguments
+
+
+def _absolute_factory(model: str) -> str:
+    """Take a path on the command line relative to the current folder, not to the configuration file."""
+    path, colon, name = model.rpartition(":")
+    if colon and path.endswith(".py"):
+        return f"{Path(path).absolute()}:{name}"
+    if model.endswith(".pt2"):
+        return str(Path(model).absolute())
+    return model

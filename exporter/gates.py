@@ -1,0 +1,254 @@
+"""Judge the artefacts of a workspace: parity of every candidate, latency of what is delivered, the task metric.
+
+    reference  unfused model, baked weights, float64, torch on the CPU
+    chain      torch-unfused -> torch-fused -> onnx -> tensorrt     (each is compared with the reference and with its predecessor)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.artifacts import Graph, OnnxModel, Outcome, Plan, Verdict
+from exporter.config import Config
+from exporter.errors import ArtifactError, EnvironmentLacking
+from exporter.files import digest_of_settings
+from exporter.runners import Runner
+from exporter.verify import NamedFeed, OwnError, Reference
+from exporter.workspace import Workspace
+
+__all__ = ["Candidate", "Gates", "candidates_of", "named_candidates", "require_measured"]
+
+UNFUSED = "torch-unfused"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Something to be judged: its name, how to open it, and whether it is what gets shipped."""
+
+    name: str
+    open: Callable[[], Runner]
+    is_delivered: bool = True
+
+
+def candidates_of(artefact: Graph | OnnxModel | Plan, config: Config, *, name: str = "") -> tuple[Candidate, ...]:
+    """Return the ways in which ``artefact`` can be run on this machine: an ONNX model once per configured provider.
+
+    Args:
+        name: instead of ``torch-fused``, ``onnx`` or ``tensorrt``.
+    """
+    if isinstance(artefact, Graph):
+        return (Candidate(name or "torch-fused", lambda: _torch_runner(artefact, config, name or "torch-fused"), is_delivered=False),)
+    if isinstance(artefact, Plan):
+        return (Candidate(name or "tensorrt", lambda: _tensorrt_runner(artefact, config, name or "tensorrt")),)
+    found = []
+    for provider in config.onnxruntime.providers:
+        short = provider.removesuffix("ExecutionProvider").lower()
+        own = (name or "onnx") + ("" if short == "cpu" else f"-{short}")
+        found.append(Candidate(own, _opener(artefact, config, own, provider)))
+    return tuple(found)
+
+
+class Gates:
+    """The reference of one workspace, measured once, and the verdicts against it."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.config = workspace.config
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # parity
+
+    def parity(self, candidates: tuple[Candidate, ...]) -> tuple[Verdict, ...]:
+        """Compare every candidate with the float64 reference and with the candidate before it."""
+        from exporter.verify import collect_outputs, compare
+
+        feeds = self._feeds()
+        reference = self._reference(feeds)
+        own = self._own_error(reference)
+        verdicts = []
+        predecessor = None
+        for index, candidate in enumerate(candidates):
+            self._tell("parity", index, len(candidates))
+            with candidate.open() as runner:
+                outputs = collect_outputs(runner, feeds)
+                verdicts.append(
+                    compare(
+                        reference,
+                        own,
+                        runner,
+                        self.config.parity,
+                        predecessor=predecessor,
+                        outputs=outputs,
+                        samples_required=self.config.samples.required,
+                        localise=self._localiser(candidate),
+                    )
+                )
+            predecessor = outputs
+        self._tell("parity", len(candidates), len(candidates))
+        return tuple(verdicts)
+
+    def _feeds(self) -> tuple[NamedFeed, ...]:
+        from exporter.verify import make_feeds
+
+        workspace = self.workspace
+        return make_feeds(workspace.samples, workspace.graph.inputs, self.config.samples, self.config.parity)
+
+    def _reference(self, feeds: tuple[NamedFeed, ...]) -> Reference:
+        from exporter.factories import model_identity
+        from exporter.verify import digest_of_feeds, load_reference, measure_reference, save_reference
+
+        workspace = self.workspace
+        identity = model_identity(workspace.model, base=self.config.base)
+        parts = {"weights": workspace.weights.digest.hex, "model": identity, "feeds": digest_of_feeds(feeds), "outputs": list(self.config.model.outputs)}
+        key = digest_of_settings(parts).hex
+        path = workspace.folder / f"{workspace.stem}.reference.npz"
+        cached = load_reference(path, key=key)
+        if cached is not None:
+            return cached
+        with self._unfused("float64") as runner:
+            reference = measure_reference(runner, feeds)
+        save_reference(reference, path, key=key)
+        return reference
+
+    def _own_error(self, reference: Reference) -> OwnError:
+        from exporter.verify import measure_own_error
+
+        with self._unfused("float32") as runner:
+            return measure_own_error(reference, runner)
+
+    def _localiser(self, candidate: Candidate) -> Callable[[], str] | None:
+        if candidate.name == "torch-fused":
+            from exporter.verify import localise
+
+            return lambda: localise(self.workspace.graph, self._feeds())
+        if candidate.name == "onnx":
+            from exporter.verify import localise_onnx
+
+            return lambda: localise_onnx(self.workspace.graph, self.workspace.onnx, self._feeds())
+        return None
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # latency
+
+    def latency(self, candidates: tuple[Candidate, ...]) -> tuple[Verdict, ...]:
+        """Race every candidate against the unfused model in torch, on the device of the candidate."""
+        from exporter.verify import latency_feed, race
+
+        feed = latency_feed(self.workspace.samples, self.workspace.graph.inputs, self.config.samples, batch=self.config.latency.batch)
+        verdicts = []
+        for candidate in candidates:
+            with candidate.open() as runner, self._unfused("float32", device=runner.device) as reference:
+                verdicts.append(race(reference, runner, feed, self.config.latency, progress=self._race_progress(candidate.name)))
+        return tuple(verdicts)
+
+    def _race_progress(self, name: str) -> Callable[[int, int], None]:
+        return lambda done, total: self._tell(f"latency {name}", done, total)
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # metric
+
+    def metric(self, candidates: tuple[Candidate, ...]) -> tuple[Verdict, ...]:
+        """Measure the task metric of raw and chosen weights and of every candidate; nothing where none is configured."""
+        from exporter.verify import measure_metric
+
+        samples = self.workspace.samples
+        if samples is None or not (self.config.metric.function or samples.labels is not None):
+            return ()
+        chosen = self.config.weights.choice
+        with contextlib.ExitStack() as stack:
+            runners: dict[str, Runner] = {}
+            raw = self.workspace.raw_weights
+            if raw is not None:
+                module = self.workspace.module(raw)
+                runners["raw"] = stack.enter_context(self._torch(module, "raw", "float32", "cpu"))
+            runners[chosen] = stack.enter_context(self._unfused("float32"))
+            for candidate in candidates:
+                runners[candidate.name.removeprefix("torch-")] = stack.enter_context(candidate.open())
+            self._tell("metric", 0, 1)
+            verdicts = measure_metric(runners, samples, self.config.metric, reference=chosen, base=self.config.base)
+        self._tell("metric", 1, 1)
+        return verdicts
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # what did not run
+
+    def engine_not_run(self) -> tuple[Verdict, ...]:
+        """Return the verdicts of an engine that this machine cannot build."""
+        support = self.workspace.engine_support
+        reason = f"{support.missing} (exporter doctor says more)"
+        required = self.config.tensorrt.required
+        return tuple(Verdict(check, "tensorrt", Outcome.NOT_RUN, reason, required=required) for check in ("parity", "latency"))
+
+    # ---------------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _unfused(self, precision: str, *, device: str = "cpu") -> Iterator[Runner]:
+        """Open the unfused model, rebuilt from its factory with the baked weights."""
+        module = self.workspace.module()
+        with self._torch(module, UNFUSED if precision != "float64" else "reference", precision, device) as runner:
+            yield runner
+
+    def _torch(self, module: object, name: str, precision: str, device: str) -> Runner:
+        from exporter.runners import TorchRunner
+
+        graph = self.workspace.graph
+        outputs = tuple(spec.name for spec in graph.outputs)
+        threads = self.config.latency.threads
+        runner: Runner = TorchRunner(name, module, graph.inputs, outputs, precision=precision, device=device, threads=threads)
+        return runner
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if not self.workspace.progress(what, done, total):
+            raise KeyboardInterrupt
+
+
+def _torch_runner(graph: Graph, config: Config, name: str) -> Runner:
+    from exporter.runners import TorchRunner
+
+    outputs = tuple(spec.name for spec in graph.outputs)
+    runner: Runner = TorchRunner(name, graph.folded_program.module(), graph.inputs, outputs, threads=config.latency.threads)
+    return runner
+
+
+def _opener(model: OnnxModel, config: Config, name: str, provider: str) -> Callable[[], Runner]:
+    def open_onnx_runner() -> Runner:
+        from exporter.runners import OnnxruntimeRunner
+
+        runner: Runner = OnnxruntimeRunner(model, name=name, provider=provider, threads=config.latency.threads)
+        return runner
+
+    return open_onnx_runner
+
+
+def _tensorrt_runner(plan: Plan, config: Config, name: str) -> Runner:
+    from exporter.runners import TensorrtRunner
+
+    runner: Runner = TensorrtRunner(plan, config.tensorrt, name=name)
+    return runner
+
+
+def named_candidates(artefacts: tuple[tuple[Path, Graph | OnnxModel | Plan], ...], config: Config) -> tuple[Candidate, ...]:
+    """Return the candidates of artefacts named on the command line, with names that stay unique."""
+    found: dict[str, Candidate] = {}
+    for path, artefact in artefacts:
+        plain = candidates_of(artefact, config)
+        taken = any(candidate.name in found for candidate in plain)
+        for candidate in candidates_of(artefact, config, name=str(path)) if taken else plain:
+            if candidate.name in found:
+                raise ArtifactError("E733", "an artefact is named twice", facts={"file": path})
+            found[candidate.name] = candidate
+    return tuple(found.values())
+
+
+def require_measured(verdicts: tuple[Verdict, ...]) -> None:
+    """Refuse to end well where a required check did not run.
+
+    Raises:
+        EnvironmentLacking: names the first such check and its reason.
+    """
+    for verdict in verdicts:
+        if verdict.required and verdict.outcome is Outcome.NOT_RUN:
+            raise EnvironmentLacking("E899", f"a required check did not run: {verdict.check} of {verdict.subject}", facts={"reason": verdict.reason})

@@ -1,0 +1,308 @@
+"""One project folder: its configuration, its artefacts, and which of them are up to date.
+
+Each method makes one artefact of the chain, or takes the one that is there if it was made from the same inputs, settings and
+versions, and notes in ``records`` what it did.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from exporter.artifacts import Checkpoint, Digest, Graph, LayoutReading, OnnxModel, Plan, Provenance, StageRecord, TensorSpec, Weights
+from exporter.checkpoint import open_checkpoint
+from exporter.config import BakeConfig, Config, ModelConfig
+from exporter.errors import ArtifactError, ConfigError, FoldError
+from exporter.files import digest_of_file
+from exporter.samples import Samples, read_samples
+from exporter.weights import bake, load_weights, read_layout, weights_key
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from exporter.engine import EngineSupport
+
+__all__ = ["Progress", "Workspace", "open_artefact"]
+
+Progress: TypeAlias = Callable[[str, int, int], bool]
+"""Called with what is going on, steps done and steps in all; returning False asks the work to stop."""
+
+
+def _silent(what: str, done: int, total: int) -> bool:  # noqa: ARG001 - the signature of Progress
+    return True
+
+
+class Workspace:
+    """The artefacts of one configuration.
+
+    Args:
+        config: the resolved configuration.
+        folder: where artefacts go; ``config.work_dir`` where it is None.
+        outputs: stage (``bake``, ``fold``, ``onnx``, ``engine``) -> path, where it is not to be the usual name in the folder.
+        progress: told about everything that takes a while.
+    """
+
+    def __init__(
+        self, config: Config, *, folder: Path | None = None, outputs: Mapping[str, Path] | None = None, progress: Progress = _silent
+    ) -> None:
+        self.config = config
+        self.folder = folder if folder is not None else config.work_dir
+        self.outputs = dict(outputs or {})
+        self.progress = progress
+        self.records: list[StageRecord] = []
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # inputs
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Return the checkpoint of the configuration.
+
+        Raises:
+            ConfigError: none is configured.
+        """
+        if self.config.checkpoint is None:
+            help_text = 'name it on the command line, or write checkpoint = "..." into exporter.toml (exporter init CKPT writes one)'
+            raise ConfigError("E705", "no checkpoint is named", facts={"in": self.config.base / "exporter.toml"}, help=help_text)
+        return self.config.resolve(self.config.checkpoint)
+
+    @functools.cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint, opened without loading a tensor and without running anything."""
+        return open_checkpoint(self.checkpoint_path)
+
+    @functools.cached_property
+    def checkpoint_digest(self) -> Digest:
+        """SHA-256 of the checkpoint's bytes."""
+        return digest_of_file(self.checkpoint.path)
+
+    @functools.cached_property
+    def reading(self) -> LayoutReading:
+        """What the layout says of the checkpoint."""
+        return read_layout(self.checkpoint, decay=self.config.weights.decay)
+
+    @functools.cached_property
+    def samples(self) -> Samples | None:
+        """The recorded samples, None where none are configured."""
+        if self.config.samples.path is None:
+            return None
+        return read_samples(self.config.resolve(self.config.samples.path), labels=self.config.samples.labels)
+
+    @functools.cached_property
+    def model(self) -> ModelConfig:
+        """The model with ``auto`` replaced by what the trainer wrote into the checkpoint.
+
+        Raises:
+            ConfigError: ``auto`` was asked for and the checkpoint does not say which model it belongs to.
+        """
+        if self.config.model.factory != "auto":
+            return self.config.model
+        if not self.reading.model:
+            raise ConfigError(
+                "E706",
+                "the checkpoint does not say which model it belongs to",
+                facts={"file": self.checkpoint.path, "layout": self.reading.layout, "at": "model -> factory", "found": "auto"},
+                help='name the code that builds it: factory = "timm:resnet50", "package.module:callable" or "path/to/file.py:callable"',
+            )
+        return self.config.model.model_copy(update={"factory": self.reading.model})
+
+    @property
+    def stem(self) -> str:
+        """Stem of the names of all artefacts."""
+        return self.checkpoint_path.stem
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # the chain
+
+    @functools.cached_property
+    def weights(self) -> Weights:
+        """Stage 2: the baked weights, in ``<stem>.baked.safetensors``."""
+        with _Record(self, "bake") as record:
+            weights, state = self._bake(self.config.weights, self._path("bake", ".baked.safetensors"))
+            record.finish(state, weights.summary.choice, weights.path, weights.digest)
+        return weights
+
+    @functools.cached_property
+    def raw_weights(self) -> Weights | None:
+        """The raw weights beside the chosen ones, for the metric table; None where the file has none."""
+        if self.config.weights.choice == "raw" or self.reading.raw_at is None:
+            return None
+        raw = self.config.weights.model_copy(update={"choice": "raw", "ema": ""})
+        return self._bake(raw, self.folder / f"{self.stem}.raw.safetensors")[0]
+
+    def _bake(self, config: BakeConfig, output: Path) -> tuple[Weights, Literal["made", "up to date"]]:
+        cached = load_weights(output, key=weights_key(self.checkpoint_digest, config))
+        if cached is not None:
+            return cached, "up to date"
+        return bake(self.checkpoint, config, output, progress=lambda done, total: self._tell("bake", done, total)), "made"
+
+    def module(self, weights: Weights | None = None) -> nn.Module:
+        """Build the model anew and load ``weights``, by default the baked ones, strictly."""
+        from exporter.factories import build_model, load_weights_
+
+        module = build_model(self.model, base=self.config.base)
+        load_weights_(module, (weights or self.weights).path)
+        return module
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """Stage 3: the model traced with the baked weights and folded, in ``<stem>.fused.pt2``."""
+        from exporter.factories import example_inputs, model_identity
+        from exporter.graph import fold, graph_key, load_graph, save_graph, trace
+
+        path = self._path("fold", ".fused.pt2")
+        weights = self.weights
+        with _Record(self, "fold") as record:
+            inputs = example_inputs(self.model, self.samples)
+            identity = model_identity(self.model, base=self.config.base)
+            key = graph_key(weights.digest, identity, inputs, self.model.outputs, self.config.fold)
+            graph, state = load_graph(path, key=key), "up to date"
+            if graph is None:
+                state = "made"
+                self._tell("fold", 0, 2)
+                traced = trace(self.module(), inputs, outputs=self.model.outputs)
+                self._tell("fold", 1, 2)
+                made_from = {"weights": str(weights.digest), "model": str(identity)}
+                provenance = Provenance("graph", made_from, self.config.fold.model_dump(mode="json"), {}, weights.provenance.lineage)
+                graph = save_graph(fold(traced, self.config.fold, provenance=provenance), path, key=key)
+                self._tell("fold", 2, 2)
+            summary = f"{len(graph.folded)} folded, {len(graph.refusals)} kept"
+            record.finish(state, summary, path, graph.digest)
+        return graph
+
+    @functools.cached_property
+    def onnx(self) -> OnnxModel:
+        """Stage 4: the folded graph as ``<stem>.onnx``."""
+        from exporter.onnx_export import export_onnx, load_onnx, onnx_key
+
+        path = self._path("onnx", ".onnx")
+        graph = self.graph
+        if graph.digest is None:
+            raise FoldError("E399", "the folded graph was not stored, so nothing can be made from it")
+        with _Record(self, "onnx") as record:
+            key = onnx_key(graph.digest, self.config.onnx)
+            model, state = load_onnx(path, key=key), "up to date"
+            if model is None:
+                self._tell("onnx", 0, 1)
+                model, state = export_onnx(graph, path, self.config.onnx, key=key), "made"
+                self._tell("onnx", 1, 1)
+            dynamic = ", dynamic batch" if self.config.onnx.dynamic_batch else ""
+            summary = f"opset {model.opset}, {_count(model.inputs, 'input')}, {_count(model.outputs, 'output')}{dynamic}"
+            record.finish(state, summary, model.path, model.digest)
+        return model
+
+    @functools.cached_property
+    def engine_support(self) -> EngineSupport:
+        """What this machine can do for TensorRT, asked once."""
+        from exporter.engine import probe
+
+        return probe(self.config.tensorrt)
+
+    def require_engine(self) -> EngineSupport:
+        """Return what this machine can do for TensorRT.
+
+        Raises:
+            EnvironmentLacking: TensorRT or a GPU is missing.
+        """
+        from exporter.engine import require
+
+        return require(self.config.tensorrt)
+
+    @functools.cached_property
+    def plan(self) -> Plan | None:
+        """Stage 5: the plan; None, with a NOT_RUN record, where TensorRT or a GPU is missing and not required."""
+        if not self.engine_support.available:
+            self.records.append(StageRecord("engine", "NOT_RUN", 0.0, self.engine_support.missing))
+            return None
+        return self.build(self.onnx)
+
+    def build(self, model: OnnxModel) -> Plan:
+        """Build the engine of ``model``, which may be one from elsewhere.
+
+        Raises:
+            EnvironmentLacking: TensorRT or a GPU is missing.
+        """
+        from exporter.engine import build_engine, load_plan, parse_profiles, plan_key
+
+        config = self.config.tensorrt
+        support = self.require_engine()
+        path = self.outputs.get("engine", self.folder / f"{model.path.stem}.plan")
+        with _Record(self, "engine") as record:
+            profiles = parse_profiles(config.profiles, model.inputs, batch=self.config.latency.batch)
+            key = plan_key(model.digest, config, profiles, support)
+            plan, state = load_plan(path, key=key), "up to date"
+            if plan is None:
+                plan, state = build_engine(model, path, config, profiles, key=key, progress=self.progress), "made"
+            record.finish(state, f"TensorRT {plan.tensorrt_version}, {plan.precision}, {plan.gpu}", plan.path, plan.digest)
+        return plan
+
+    def _path(self, stage: str, suffix: str) -> Path:
+        return self.outputs.get(stage, self.folder / f"{self.stem}{suffix}")
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if not self.progress(what, done, total):
+            raise KeyboardInterrupt
+
+    def lineage(self) -> dict[str, str]:
+        """Return the facts handed down from the checkpoint to the last artefact that was made."""
+        lineage: dict[str, str] = {}
+        for name in ("weights", "graph", "onnx", "plan"):
+            artefact = self.__dict__.get(name)
+            if artefact is not None:
+                lineage.update(artefact.provenance.lineage)
+                if getattr(artefact, "digest", None) is not None:
+                    lineage[f"{name}_sha256"] = artefact.digest.hex
+        return lineage
+
+
+def open_artefact(path: Path) -> Any:  # noqa: ANN401 - OnnxModel, Plan or Graph, by suffix
+    """Return the artefact at ``path``: a plan or a ``.pt2`` that this machine made, or any ONNX file.
+
+    Raises:
+        ArtifactError: the file is missing, of no known kind, or not provably ours.
+    """
+    if not path.is_file():
+        raise ArtifactError("E731", "there is no such artefact", facts={"file": path})
+    if path.suffix == ".onnx":
+        from exporter.onnx_export import open_onnx
+
+        return open_onnx(path)
+    if path.suffix in {".plan", ".engine", ".trt"}:
+        from exporter.engine import load_plan
+        from exporter.records import verify_record
+
+        verify_record(path)
+        return load_plan(path)
+    if path.suffix == ".pt2":
+        from exporter.graph import load_graph
+        from exporter.records import verify_record
+
+        verify_record(path)
+        return load_graph(path)
+    raise ArtifactError("E732", "this is no artefact that can be run", facts={"file": path, "expected": ".onnx, .pt2 or .plan"})
+
+
+class _Record:
+    """Times a stage and appends what it did to the workspace's records."""
+
+    def __init__(self, workspace: Workspace, stage: str) -> None:
+        self.workspace, self.stage = workspace, stage
+
+    def __enter__(self) -> _Record:
+        self.start = time.perf_counter()
+        return self
+
+    def finish(self, state: str, summary: str, path: Path, digest: Digest | None) -> None:
+        seconds = time.perf_counter() - self.start
+        kind: Literal["made", "up to date"] = "up to date" if state == "up to date" else "made"
+        self.workspace.records.append(StageRecord(self.stage, kind, seconds, summary, str(path), str(digest or "")))
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the record as it is; a stage that raised has none."""
+
+
+def _count(specs: tuple[TensorSpec, ...], noun: str) -> str:
+    return f"{len(specs)} {noun}{'' if len(specs) == 1 else 's'}"
