@@ -10,7 +10,6 @@ from tests.docs.markdown import ROOT
 
 CODE = re.compile(r"E[1-9]\d\d")
 ROW = re.compile(r"^\| `(E[1-9]\d\d)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$")
-SECTIONS = {"1": "Checkpoint", "2": "Weights", "3": "Graph and model", "4": "ONNX", "5": "Engine", "6": "Samples and verification", "7": "Configuration, files and artefacts"}
 
 
 def codes_in(source: str) -> set[str]:
