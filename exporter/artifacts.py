@@ -155,7 +155,7 @@ class ObjectRef:
     """True where the pickle *calls* (REDUCE) rather than makes an instance (NEWOBJ)."""
 
 
-Node: TypeAlias = "None | bool | int | float | complex | str | bytes | TensorRef | StorageRef | GlobalRef | ObjectRef | Mapping[Any, Node] | list[Node] | tuple[Node, ...] | frozenset[Node]"
+Node: TypeAlias = "None | bool | int | float | complex | str | bytes | TensorRef | StorageRef | GlobalRef | ObjectRef | Mapping[Any, Node] | list[Node] | tuple[Node, ...] | set[Node] | frozenset[Node]"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,7 +191,7 @@ def walk(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
     while todo:
         here, item = todo.pop()
         yield here, item
-        if isinstance(item, (Mapping, list, tuple, frozenset, ObjectRef)):
+        if isinstance(item, (Mapping, list, tuple, set, frozenset, ObjectRef)):
             if id(item) in seen:
                 continue
             seen.add(id(item))
@@ -201,7 +201,7 @@ def walk(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
             children = [(f"{prefix}{key}", value) for key, value in item.items()]
         elif isinstance(item, (list, tuple)):
             children = [(f"{prefix}[{index}]", value) for index, value in enumerate(item)]
-        elif isinstance(item, frozenset):
+        elif isinstance(item, (set, frozenset)):
             children = [(f"{prefix}{{}}", value) for value in item]
         elif isinstance(item, ObjectRef):
             children = [(f"{prefix}<args>", item.args)] if item.args else []
@@ -339,6 +339,7 @@ class RefusalReason(enum.Enum):
     NO_RUNNING_STATISTICS = "the BatchNorm has no running statistics"
     WRONG_AXIS = "the BatchNorm acts on another axis than the producer's output channels"
     NOT_CONSTANT = "a weight or statistic is computed, not constant"
+    OUT_OF_RANGE = "a folded number does not fit the weight's dtype"
     ISOLATED = "excluded by the configuration"
 
 

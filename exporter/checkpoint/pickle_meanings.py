@@ -1,0 +1,298 @@
+"""What the globals of a pickle mean to us: tensors, storages and plain containers. Everything else stays a record.
+
+Three sets, and nothing in any of them is ever imported or called by name:
+
+- ``MEANINGS``: callables whose result we build ourselves, from checked arguments;
+- ``BENIGN_CALLS``: callables that trainers' files call and whose result stays an ``ObjectRef``;
+- all other callables: an ``ObjectRef`` too, and listed in ``Checkpoint.calls``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import GlobalRef, Node, ObjectRef, StorageRef, TensorRef
+from exporter.tensors.dtypes import DTYPES
+from exporter.tensors.views import MAX_DIMENSIONS, num_spanned
+
+if TYPE_CHECKING:
+    from exporter.checkpoint.pickle_ops import Unpickler
+
+__all__ = ["BENIGN_CALLS", "MEANINGS", "STORAGE_DTYPES", "MalformedPickle", "TypedStorage", "check_key", "is_benign_instance"]
+
+
+class MalformedPickle(ValueError):  # noqa: N818 - a condition of the file, turned into a CheckpointError with its place
+    """The pickle breaks a rule; ``code`` is that of the error shown."""
+
+    def __init__(self, found: str, *, code: str = "E110") -> None:
+        super().__init__(found)
+        self.code = code
+        self.problem = {"E111": "goes beyond a limit", "E112": "describes a tensor that does not fit its bytes", "E113": "holds an unknown dtype"}.get(
+            code, "is malformed"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TypedStorage(StorageRef):
+    """A storage as the pickle sees it: bytes and the dtype of their elements."""
+
+    plain: StorageRef | None = None
+    dtype: str = "untyped"
+    num_declared: int = 0
+
+
+STORAGE_DTYPES: dict[str, str] = {
+    f"{module}.{name}Storage": dtype
+    for module in ("torch", "torch.cuda")
+    for name, dtype in {
+        "Double": "float64",
+        "Float": "float32",
+        "Half": "float16",
+        "BFloat16": "bfloat16",
+        "Long": "int64",
+        "Int": "int32",
+        "Short": "int16",
+        "Char": "int8",
+        "Byte": "uint8",
+        "Bool": "bool",
+        "ComplexFloat": "complex64",
+        "ComplexDouble": "complex128",
+        "QInt8": "qint8",
+        "QUInt8": "quint8",
+        "QInt32": "qint32",
+    }.items()
+} | {"torch.storage.UntypedStorage": "untyped", "torch.UntypedStorage": "untyped"}
+"""Storage class -> dtype of its elements; ``untyped`` where the tensor says it."""
+
+_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
+BENIGN_CALLS: frozenset[str] = frozenset(
+    {
+        "torch.device",
+        "torch.serialization._get_layout",
+        "torch.torch_version.TorchVersion",
+        "torch.storage.TypedStorage",
+        *(f"torch._utils._rebuild_{what}" for what in ("sparse_tensor", "nested_tensor", "qtensor", "wrapper_subclass", "meta_tensor_no_storage")),
+        *(f"torch._utils._rebuild_{what}" for what in ("device_tensor_from_numpy", "device_tensor_from_cpu_tensor", "xla_tensor")),
+        "torch._tensor._rebuild_from_type",
+        "torch.distributed.tensor._api._rebuild_dtensor",
+        *(f"{module}.{name}" for module in _NUMPY for name in ("scalar", "_reconstruct")),
+        *(f"{module}._frombuffer" for module in ("numpy.core.numeric", "numpy._core.numeric")),
+        "numpy.dtype",
+        *(f"numpy.random._pickle.__{name}_ctor" for name in ("randomstate", "generator", "bit_generator")),
+        "argparse.Namespace",
+        "types.SimpleNamespace",
+        "collections.deque",
+        "collections.UserDict",
+        "functools.partial",
+        "builtins.slice",
+        "builtins.range",
+        "builtins.object",
+        *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in ("Path", "PosixPath", "WindowsPath")),
+        *(f"{module}.Pure{name}" for module in ("pathlib", "pathlib._local") for name in ("Path", "PosixPath", "WindowsPath")),
+        *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
+        "decimal.Decimal",
+        "fractions.Fraction",
+        "uuid.UUID",
+        "torchvision.transforms.functional.InterpolationMode",
+    }
+)
+"""Callables that trainers' files call; each makes a plain value and does nothing else."""
+
+_BYTE_CODECS = {"latin1", "latin-1", "utf8", "utf-8", "ascii"}
+_TENSOR_TYPES = {"torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
+_STANDARD_LIBRARY = frozenset(sys.stdlib_module_names) | {"nt", "posix", "__builtin__"}
+_MAX_KEY_DEPTH = 8
+_MAX_KEY_BITS = 64
+
+
+def is_benign_instance(kind: GlobalRef) -> bool:
+    """Return whether an instance of ``kind`` is one that trainers write.
+
+    Making an instance of a class that the file's author defined does nothing by itself. The standard library is another
+    matter: ``map.__new__`` and ``bytes.__new__`` together run any function, so of it only what is known is benign.
+    """
+    name = str(kind)
+    return name in BENIGN_CALLS or name in MEANINGS or kind.module.partition(".")[0] not in _STANDARD_LIBRARY
+
+
+def check_key(key: Node) -> None:
+    """Refuse what cannot be a key: unhashable values, and values built to make hashing slow or deep."""
+    todo: list[tuple[Node, int]] = [(key, 0)]
+    while todo:
+        item, depth = todo.pop()
+        if isinstance(item, tuple):
+            if depth >= _MAX_KEY_DEPTH or len(item) > 4096:
+                raise MalformedPickle("a key that is a deep or long tuple", code="E111")
+            todo.extend((part, depth + 1) for part in item)
+        elif isinstance(item, int) and item.bit_length() > _MAX_KEY_BITS:
+            raise MalformedPickle("a key that is an integer of more than 64 bits", code="E111")
+        elif isinstance(item, (dict, list, set)):
+            raise MalformedPickle(f"a key that is a {type(item).__name__}")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# what we build; each function takes the unpickler (for its budget of copies) and the arguments
+
+
+def _ordered_dict(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    if not args:
+        return {}
+    (pairs,) = args
+    if isinstance(pairs, dict):
+        pairs = list(pairs.items())
+    if not isinstance(pairs, list):
+        raise MalformedPickle("a dict made of something else than pairs")
+    unpickler.spend(len(pairs))
+    table: dict[Node, Node] = {}
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise MalformedPickle("a dict made of something else than pairs")
+        check_key(pair[0])
+        table[pair[0]] = pair[1]
+    return table
+
+
+def _default_dict(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    return _ordered_dict(unpickler, args[1:])
+
+
+def _size(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    (sizes,) = args if args else ((),)
+    return _counts(sizes)
+
+
+def _set(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    return set(_members(unpickler, args))
+
+
+def _frozenset(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    return frozenset(_members(unpickler, args))
+
+
+def _members(unpickler: Unpickler, args: tuple[Node, ...]) -> list[Node]:
+    if not args:
+        return []
+    (items,) = args
+    if not isinstance(items, (list, tuple, set, frozenset)):
+        raise MalformedPickle("a set made of something else than members")
+    unpickler.spend(len(items))
+    for item in items:
+        check_key(item)
+    return list(items)
+
+
+def _complex(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    real, imaginary = (*args, 0.0) if len(args) == 1 else args
+    if not isinstance(real, (int, float)) or not isinstance(imaginary, (int, float)):
+        raise MalformedPickle("a complex number made of something else than numbers")
+    return complex(real, imaginary)
+
+
+def _encoded(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    """``_codecs.encode(text, "latin1")``, which is how protocol 2 writes bytes."""
+    text, codec = args
+    if not isinstance(text, str) or codec not in _BYTE_CODECS:
+        raise MalformedPickle("bytes made of something else than text")
+    unpickler.spend(len(text))
+    try:
+        return text.encode("latin-1" if str(codec).startswith("latin") else "utf-8")
+    except UnicodeEncodeError as err:
+        raise MalformedPickle("bytes made of text that has none") from err
+
+
+def _bytes(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    if not args:
+        return b""
+    if len(args) == 2:
+        return _encoded(unpickler, args)
+    (content,) = args
+    if not isinstance(content, bytes):
+        raise MalformedPickle("bytes made of something else than bytes")
+    return content
+
+
+def _tensor(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    """``_rebuild_tensor(storage, offset, size, stride)`` and ``_v2`` with what follows."""
+    storage, offset, shape, strides, *rest = args
+    metadata = rest[2] if len(rest) > 2 else None
+    return _view(storage, None, offset, shape, strides, metadata, args, "_rebuild_tensor_v2")
+
+
+def _tensor_v3(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    storage, offset, shape, strides, _, _, dtype, *rest = args
+    if not isinstance(dtype, GlobalRef) or dtype.module != "torch" or dtype.name not in DTYPES:
+        raise MalformedPickle(f"the dtype {str(dtype)[:80]}", code="E113")
+    return _view(storage, dtype.name, offset, shape, strides, rest[0] if rest else None, args, "_rebuild_tensor_v3")
+
+
+def _view(
+    storage: Node, dtype: str | None, offset: Node, shape: Node, strides: Node, metadata: Node, args: tuple[Node, ...], name: str
+) -> TensorRef | ObjectRef:
+    if not isinstance(storage, TypedStorage) or storage.plain is None:
+        raise MalformedPickle("a tensor without a storage")
+    if isinstance(metadata, Mapping) and any(metadata.values()):  # lazily conjugated or negated: other values than the bytes
+        return ObjectRef(GlobalRef("torch._utils", name), args, is_call=True)
+    dtype = dtype or storage.dtype
+    if dtype not in DTYPES:
+        raise MalformedPickle("a tensor on bytes without a dtype", code="E113")
+    sizes, steps = _counts(shape), _counts(strides)
+    if type(offset) is not int or offset < 0 or len(sizes) != len(steps):
+        raise MalformedPickle(f"a tensor with offset {str(offset)[:40]}, shape {sizes}, strides {steps}", code="E112")
+    available = storage.size_bytes // DTYPES[dtype].size_bytes
+    spanned = num_spanned(sizes, steps)
+    if spanned and offset + spanned > available:
+        found = f"shape {sizes}, strides {steps} from element {offset} on in a storage of {available}"
+        raise MalformedPickle(found, code="E112")
+    return TensorRef(dtype, sizes, steps, offset, storage.plain)
+
+
+def _parameter(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    data = args[0]
+    return replace(data, is_parameter=True) if isinstance(data, TensorRef) else data
+
+
+def _from_type(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    """``_rebuild_from_type_v2(function, type, arguments, state)``: a tensor with attributes, or of a subclass."""
+    function, kind, inner, _ = args
+    rebuild = MEANINGS.get(str(function)) if str(function).startswith("torch._utils._rebuild_") else None
+    if rebuild is None or str(kind) not in _TENSOR_TYPES or not isinstance(inner, tuple):
+        if isinstance(function, GlobalRef) and rebuild is None and str(function) not in BENIGN_CALLS:
+            unpickler.record_call(function, ObjectRef(function, inner if isinstance(inner, tuple) else (inner,), is_call=True))
+        return ObjectRef(GlobalRef("torch._tensor", "_rebuild_from_type_v2"), args, is_call=True)
+    tensor = rebuild(unpickler, inner)
+    return replace(tensor, is_parameter=True) if isinstance(tensor, TensorRef) and str(kind).endswith("Parameter") else tensor
+
+
+def _counts(value: Node) -> tuple[int, ...]:
+    if not isinstance(value, (tuple, list)) or len(value) > MAX_DIMENSIONS:
+        raise MalformedPickle("a shape that is no short tuple", code="E112")
+    if not all(type(item) is int and 0 <= item < 1 << 63 for item in value):
+        raise MalformedPickle(f"a shape or strides of {str(value)[:80]}", code="E112")
+    return tuple(value)  # type: ignore[arg-type]
+
+
+Meaning = Callable[["Unpickler", "tuple[Node, ...]"], Node]
+
+MEANINGS: dict[str, Meaning] = {
+    "collections.OrderedDict": _ordered_dict,
+    "collections.defaultdict": _default_dict,
+    "collections.Counter": _ordered_dict,
+    "builtins.dict": _ordered_dict,
+    "builtins.set": _set,
+    "builtins.frozenset": _frozenset,
+    "builtins.bytearray": _bytes,
+    "builtins.bytes": _bytes,
+    "builtins.complex": _complex,
+    "_codecs.encode": _encoded,
+    "torch.Size": _size,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _from_type,
+}
+"""Callable -> what builds its result."""

@@ -1,0 +1,77 @@
+"""Recognising what a file is from its first bytes, and refusing by name what is not read."""
+
+from __future__ import annotations
+
+import enum
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from exporter.errors import CheckpointError
+
+__all__ = ["Container", "recognise"]
+
+_LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # LONG1 0x1950a86a20f9469cfc6c, STOP: torch.save before 1.6
+_SAVE_AGAIN = "on a machine that trusts it, load and torch.save it again with torch 1.6 or later"
+
+_SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, or a scientific data set)", ""),
+    (b"\x93NUMPY", "a NumPy array (.npy)", ""),
+    (b"\x1f\x8b", "a gzip file", "unpack it first: gunzip"),
+    (b"\x28\xb5\x2f\xfd", "a zstandard file", "unpack it first: unzstd"),
+    (b"\xfd7zXZ\x00", "an xz file", "unpack it first: unxz"),
+    (b"BZh", "a bzip2 file", "unpack it first: bunzip2"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-zip archive", "unpack it first"),
+    (b"GGUF", "a GGUF file (llama.cpp)", ""),
+    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer: the real file was not downloaded", "git lfs pull"),
+    (b"\x7fELF", "a program or shared library", ""),
+    (b"PK\x05\x06", "an empty zip archive", ""),
+)
+
+
+class Container(enum.Enum):
+    """The containers that are read."""
+
+    TORCH_ZIP = "torch zip"
+    SAFETENSORS = "safetensors"
+
+
+def recognise(file: BinaryIO, path: Path) -> Container:
+    """Return the container that the open file is, by its content.
+
+    Raises:
+        CheckpointError: E105, saying what the file looks like instead.
+    """
+    size = os.fstat(file.fileno()).st_size
+    head = os.pread(file.fileno(), 512, 0)
+    if head.startswith(b"PK\x03\x04"):
+        return Container.TORCH_ZIP
+    if len(head) > 8 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= max(size, 1 << 27):
+        return Container.SAFETENSORS
+    looks_like, remedy = _describe(head, os.pread(file.fileno(), 22, max(0, size - 22)))
+    facts = {"file": path, "found": looks_like, "expected": "a torch zip file (torch.save of torch 1.6 or later) or safetensors"}
+    raise CheckpointError("E105", "the checkpoint is in a container that is not read", facts=facts, help=remedy)
+
+
+def _describe(head: bytes, tail: bytes) -> tuple[str, str]:
+    for signature, name, remedy in _SIGNATURES:
+        if head.startswith(signature):
+            return name, remedy
+    if head[257:262] == b"ustar":
+        return "a tar archive (torch.save before 0.1.10, or a packed folder)", "unpack it first, if it is a packed folder"
+    if head[:1] == b"\x80" and head[2:].startswith(_LEGACY_MAGIC):
+        return "a checkpoint of torch before 1.6, or of _use_new_zipfile_serialization=False", _SAVE_AGAIN
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
+        return "a plain pickle, not written by torch.save", _SAVE_AGAIN
+    if tail.startswith(b"PK\x05\x06"):
+        return "a zip archive with something in front of it", ""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text[:1] == b"<":
+        return "an HTML or XML page: probably a download that ended on a web page", "download it again"
+    if text[:1] in {b"{", b"["}:
+        return "JSON text (an index of several files, perhaps): give one of the files that hold tensors", ""
+    if text and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
+        return "text, or a pickle of protocol 0", ""
+    if head[:1] == b"\x08" and b"pytorch" in head:
+        return "an ONNX model: it holds a graph already, not a training checkpoint", ""
+    return f"nothing that is known here; it begins with {head[:8].hex(' ')}", ""

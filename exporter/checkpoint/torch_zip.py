@@ -1,0 +1,125 @@
+"""A torch zip file as a checkpoint: ``<root>/data.pkl`` is the tree, ``<root>/data/<key>`` are the storages."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from exporter.artifacts import Checkpoint, GlobalRef, Node, StorageRef
+from exporter.checkpoint.pickle_calls import locate_calls
+from exporter.checkpoint.pickle_meanings import STORAGE_DTYPES, TypedStorage
+from exporter.checkpoint.pickle_ops import MalformedPickle, Unpickler
+from exporter.checkpoint.zip_directory import Member, read_directory
+from exporter.errors import CheckpointError
+from exporter.tensors.dtypes import DTYPES
+
+__all__ = ["MAX_PICKLE_BYTES", "read_torch_zip"]
+
+MAX_PICKLE_BYTES = 1 << 28
+"""A pickle holds structure; tensors stand beside it. The largest that trainers write have some tens of MB."""
+
+_CODE = (
+    ("constants.pkl", "a TorchScript archive (torch.jit.save): its loader runs code from the file"),
+    ("archive_format", "an exported program (torch.export.save): its loader runs code from the file"),
+    ("serialized_exported_program.json", "an exported program (torch.export.save): its loader runs code from the file"),
+    (".data/extern_modules", "a torch.package archive: its loader runs Python sources from the file"),
+)
+_FOREIGN = (
+    ("model.weights.h5", "a Keras archive (.keras)"),
+    ("[Content_Types].xml", "an office document"),
+    ("META-INF/MANIFEST.MF", "a Java archive"),
+    ("AndroidManifest.xml", "an Android package"),
+)
+
+
+def read_torch_zip(file: BinaryIO, path: Path) -> Checkpoint:
+    """Return the checkpoint in the open torch zip file; only ``data.pkl`` and the small text members are read.
+
+    Raises:
+        CheckpointError: E105, E107 to E112 or E115.
+    """
+    members = read_directory(file, path)
+    root = _root_folder(members, path)
+    metadata = {}
+    for label in ("version", "byteorder", ".format_version"):
+        if f"{root}/{label}" in members:
+            text = _content(file, members[f"{root}/{label}"], path, limit=64)
+            metadata[label.removeprefix(".")] = text.decode("ascii", "replace").strip()
+    if metadata.get("byteorder", "little") != "little":
+        facts = {"file": path, "found": metadata["byteorder"], "expected": "little"}
+        raise CheckpointError("E108", "the checkpoint was written in another byte order", facts=facts)
+    pickled = _content(file, members[f"{root}/data.pkl"], path, limit=MAX_PICKLE_BYTES)
+    unpickler = Unpickler(pickled, persistent=_StorageFinder(members, root, path))
+    try:
+        tree = unpickler.load()
+        calls = locate_calls(tree, unpickler.calls)
+    except MalformedPickle as err:
+        place = f"{root}/data.pkl, byte {unpickler.position}"
+        facts = {"file": path, "at": place, "found": err}
+        raise CheckpointError(err.code, f"the pickle in the checkpoint {err.problem}", facts=facts) from err
+    return Checkpoint(path, "torch zip", os.fstat(file.fileno()).st_size, tree, tuple(unpickler.globals), calls, metadata)
+
+
+class _StorageFinder:
+    """Turns the persistent ids of a pickle into references to members."""
+
+    def __init__(self, members: Mapping[str, Member], root: str, path: Path) -> None:
+        self._members = members
+        self._root = root
+        self._path = path
+        self._known: dict[tuple[str, str], TypedStorage] = {}
+
+    def __call__(self, persistent_id: Node) -> TypedStorage:
+        """Return the storage that ``("storage", class, key, device, number of elements)`` stands for."""
+        if not (isinstance(persistent_id, tuple) and len(persistent_id) == 5 and persistent_id[0] == "storage"):
+            raise MalformedPickle("a persistent id that names no storage")
+        _, kind, key, _, count = persistent_id
+        dtype = STORAGE_DTYPES.get(str(kind)) if isinstance(kind, GlobalRef) else None
+        if dtype is None or not isinstance(key, str) or type(count) is not int:
+            raise MalformedPickle(f"a persistent id with the storage class {str(kind)[:80]}", code="E113" if isinstance(kind, GlobalRef) else "E110")
+        known = self._known.get((key, dtype))
+        if known is not None and known.num_declared == count:
+            return known
+        member = self._members.get(f"{self._root}/data/{key}")
+        if member is None:
+            raise MalformedPickle(f"the storage {key[:80]!r}, which is not in the file", code="E112")
+        item = 1 if dtype == "untyped" else DTYPES[dtype].size_bytes
+        if not 0 <= member.size_bytes - count * item < item:
+            raise MalformedPickle(f"storage {key!r} with {count} elements of {item} bytes in {member.size_bytes} bytes", code="E112")
+        fields = (key, self._path, member.offset, member.size_bytes, member.crc32)
+        self._known[key, dtype] = typed = TypedStorage(*fields, plain=StorageRef(*fields), dtype=dtype, num_declared=count)
+        return typed
+
+
+def _root_folder(members: Mapping[str, Member], path: Path) -> str:
+    for name, looks_like in (*_CODE, *_FOREIGN):
+        if any(member == name or member.endswith("/" + name) for member in members):
+            code = (name, looks_like) in _CODE
+            problem = "the file is a program, not a checkpoint" if code else "the checkpoint is in a container that is not read"
+            raise CheckpointError("E115" if code else "E105", problem, facts={"file": path, "found": looks_like})
+    roots = {name.partition("/")[0] for name in members if "/" in name}
+    pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) == 1 and len(roots) == 1 and all("/" in name for name in members):
+        return roots.pop()
+    if all(name.endswith(".npy") for name in members):
+        looks_like = "a NumPy archive (.npz)"
+    elif pickles:
+        looks_like = f"a zip archive with more than one folder at its top: {', '.join(sorted(roots))[:120]}"
+    else:
+        looks_like = f"a zip archive without a data.pkl; it holds {', '.join(list(members)[:4])[:120]}"
+    facts = {"file": path, "found": looks_like, "expected": "a torch zip file: one folder with data.pkl in it"}
+    raise CheckpointError("E105", "the checkpoint is in a container that is not read", facts=facts)
+
+
+def _content(file: BinaryIO, member: Member, path: Path, *, limit: int) -> bytes:
+    if member.size_bytes > limit:
+        facts = {"file": path, "at": member.name, "found": f"{member.size_bytes} bytes", "expected": f"at most {limit}"}
+        raise CheckpointError("E111", "a part of the checkpoint is larger than any trainer writes it", facts=facts)
+    content = os.pread(file.fileno(), member.size_bytes, member.offset)
+    if len(content) != member.size_bytes or zlib.crc32(content) != member.crc32:
+        facts = {"file": path, "at": member.name, "found": f"CRC-32 {zlib.crc32(content):08x}", "expected": f"{member.crc32:08x}"}
+        raise CheckpointError("E109", "the checkpoint is damaged: a checksum is wrong", facts=facts)
+    return content

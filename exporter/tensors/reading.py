@@ -1,0 +1,188 @@
+"""Reading the bytes behind a tensor reference, in chunks, with the container's checksum verified.
+
+The bytes that are checked are the bytes that are handed out: nothing is read twice between check and use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from typing_extensions import Self
+
+from exporter.artifacts import StorageRef, TensorRef
+from exporter.errors import CheckpointError
+from exporter.tensors.dtypes import DTYPES, numpy_dtype
+from exporter.tensors.views import is_contiguous, num_spanned, size_bytes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["CHUNK_BYTES", "TensorReader", "open_regular", "read_integer", "read_tensor"]
+
+CHUNK_BYTES = 1 << 20
+"""A multiple of every element size, small enough for a processor's cache."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open ``path`` for reading; never waits on a pipe or a device.
+
+    Raises:
+        CheckpointError: it is missing (E101), no regular file (E102), or cannot be read (E103).
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as err:
+        raise CheckpointError("E101", "the checkpoint does not exist", facts={"file": path}) from err
+    except OSError as err:
+        raise CheckpointError("E103", "the checkpoint cannot be read", facts={"file": path, "found": err.strerror or err}) from err
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        facts = {"file": path, "found": _file_kind(mode), "expected": "one regular file: a torch zip file or safetensors"}
+        raise CheckpointError("E102", "the checkpoint is not a regular file", facts=facts)
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
+class TensorReader:
+    """Reads tensors of one or more files; used in ``with``.
+
+    Each storage's CRC-32 is computed once, over all of its bytes, the first time that any of them is used.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[Path, BinaryIO] = {}
+        self._verified: set[tuple[Path, int, int]] = set()
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Return the reader."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the files."""
+        self._stack.close()
+
+    def chunks(self, ref: TensorRef, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memoryview]:
+        """Yield the tensor's elements in row-major order, whole elements at a time.
+
+        A yielded view is valid until the next one is asked for. The iteration must be finished: a wrong checksum is known,
+        and raised, only after the last byte.
+
+        Raises:
+            CheckpointError: the checksum is wrong (E109) or the file ended early (E104).
+        """
+        if ref.num_elements == 0:
+            return
+        if is_contiguous(ref):
+            begin = ref.offset * DTYPES[ref.dtype].size_bytes
+            yield from self._range(ref.storage, begin, begin + size_bytes(ref), chunk_bytes)
+        else:
+            yield from self._gathered(ref, chunk_bytes)
+
+    def _range(self, storage: StorageRef, begin: int, end: int, chunk_bytes: int) -> Iterator[memoryview]:
+        """Yield bytes ``begin`` to ``end`` of a storage; read all of it where its checksum is still to be verified."""
+        place = (storage.path, storage.offset, storage.size_bytes)
+        verify = storage.crc32 is not None and place not in self._verified
+        position, stop = (0, storage.size_bytes) if verify else (begin, end)
+        buffer = memoryview(bytearray(min(chunk_bytes, stop - position)))
+        crc = 0
+        file = self._file(storage.path)
+        while position < stop:
+            part = buffer[: min(len(buffer), stop - position)]
+            _read_exactly(file, storage, position, part)
+            if verify:
+                crc = zlib.crc32(part, crc)
+            first, last = max(begin - position, 0), min(end - position, len(part))
+            if first < last:
+                yield part[first:last]
+            position += len(part)
+        if verify:
+            if crc != storage.crc32:
+                facts = {
+                    "file": storage.path,
+                    "at": f"storage {storage.key!r}, byte {storage.offset}",
+                    "found": f"CRC-32 {crc:08x}",
+                    "expected": f"{storage.crc32:08x}, as the file's own directory says",
+                }
+                raise CheckpointError("E109", "the checkpoint is damaged: a tensor's checksum is wrong", facts=facts)
+            self._verified.add(place)
+
+    def _gathered(self, ref: TensorRef, chunk_bytes: int) -> Iterator[memoryview]:
+        """Yield the elements of a strided view in row-major order, by rows of its first axis."""
+        import numpy as np
+
+        item = DTYPES[ref.dtype].size_bytes
+        begin = ref.offset * item
+        spanned = bytearray(num_spanned(ref.shape, ref.strides) * item)
+        filled = 0
+        for part in self._range(ref.storage, begin, begin + len(spanned), chunk_bytes):
+            spanned[filled : filled + len(part)] = part
+            filled += len(part)
+        flat = np.frombuffer(spanned, np.dtype((np.void, item)))
+        view = np.lib.stride_tricks.as_strided(flat, ref.shape, tuple(stride * item for stride in ref.strides), writeable=False)
+        rows = max(1, chunk_bytes // (size_bytes(ref) // ref.shape[0]))
+        for row in range(0, ref.shape[0], rows):
+            yield memoryview(np.ascontiguousarray(view[row : row + rows]).reshape(-1).view(np.uint8)).cast("B")
+
+    def _file(self, path: Path) -> BinaryIO:
+        if path not in self._files:
+            self._files[path] = self._stack.enter_context(open_regular(path))
+        return self._files[path]
+
+
+def read_tensor(ref: TensorRef, reader: TensorReader | None = None) -> NDArray[Any]:
+    """Return the tensor's values as an array of its shape; bfloat16 and float8 are the dtypes of ml_dtypes.
+
+    Raises:
+        CheckpointError: the bytes are damaged (E109, E104) or the dtype has no counterpart in NumPy (E113).
+    """
+    import numpy as np
+
+    try:
+        dtype = numpy_dtype(ref.dtype)
+    except KeyError as err:
+        raise CheckpointError("E113", f"tensors of dtype {ref.dtype} cannot be read", facts={"file": ref.storage.path}) from err
+    content = bytearray(size_bytes(ref))
+    position = 0
+    with contextlib.ExitStack() as stack:
+        source = reader if reader is not None else stack.enter_context(TensorReader())
+        for part in source.chunks(ref):
+            content[position : position + len(part)] = part
+            position += len(part)
+    return np.frombuffer(content, dtype).reshape(ref.shape)
+
+
+def read_integer(ref: TensorRef, reader: TensorReader | None = None) -> int | None:
+    """Return the value of an integer tensor with one element, None for any other tensor; needs no NumPy."""
+    dtype = DTYPES[ref.dtype]
+    if dtype.kind != "int" or ref.num_elements != 1:
+        return None
+    with contextlib.ExitStack() as stack:
+        source = reader if reader is not None else stack.enter_context(TensorReader())
+        content = b"".join(bytes(part) for part in source.chunks(ref))
+    return int.from_bytes(content, "little", signed=not ref.dtype.startswith("u"))
+
+
+def _read_exactly(file: BinaryIO, storage: StorageRef, position: int, target: memoryview) -> None:
+    filled = 0
+    while filled < len(target):
+        try:
+            count = os.preadv(file.fileno(), [target[filled:]], storage.offset + position + filled)
+        except OSError as err:
+            raise CheckpointError("E103", "the checkpoint cannot be read", facts={"file": storage.path, "found": err.strerror or err}) from err
+        if count == 0:
+            facts = {"file": storage.path, "at": f"storage {storage.key!r}", "expected": f"{storage.size_bytes} bytes from byte {storage.offset} on"}
+            raise CheckpointError("E104", "the checkpoint ends in the middle of a tensor", facts=facts)
+        filled += count
+
+
+def _file_kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "something else")
