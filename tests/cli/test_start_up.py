@@ -1,0 +1,40 @@
+"""What a command imports before it does anything; times are in ``bench/startup.py``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "matplotlib", "scipy", "rich"}
+SCRIPT = """
+import sys
+from exporter.cli.app import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("MODULES", *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-h"], ["--version"], ["run", "-h"], ["inspect", "digits.pt"], ["inspect", "digits.pt", "--json"], ["bake-ema", "digits.pt"], ["init", "digits.pt", "--force"]],
+    ids=" ".join,
+)
+def test_no_framework_is_imported(digits: Path, arguments: list[str]) -> None:
+    """Help, inspection and baking need no torch, no onnx and no onnxruntime."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], cwd=digits, capture_output=True, text=True, check=True)
+    modules = set(done.stderr.rpartition("MODULES")[2].split())
+    assert "exporter" in modules
+    assert not modules & HEAVY
+
+
+def test_help_is_made_of_the_command_line_alone(digits: Path) -> None:
+    """``exporter -h`` imports neither numpy nor pydantic, and no module of a command."""
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", SCRIPT, "-h"], cwd=digits, capture_output=True, text=True, check=True)
+    ours = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "| " in line and "exporter" in line}
+    assert ours == {"exporter", "exporter.cli", "exporter.cli.app", "exporter.cli.screen", "exporter.errors"}
+    assert not {"numpy", "pydantic"} & set(done.stderr.rpartition("MODULES")[2].split())
