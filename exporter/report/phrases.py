@@ -1,0 +1,124 @@
+"""What a verdict says in a few words; shared by the screen, the page, the summary and JUnit."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from exporter.artifacts import LatencyEvidence, MetricEvidence, Outcome, OutputParity, ParityEvidence, Report, Verdict
+from exporter.report import units
+
+__all__ = ["advice", "blocks", "interval", "key_number", "limit", "outcome_sentence", "required_speedup", "title", "worst_output"]
+
+_SPEEDUP: Final = re.compile(r">=\s*(\d+(?:\.\d+)?)")
+_SLOWDOWN: Final = re.compile(r"(\d+(?:\.\d+)?)\s*%\s*slower")
+
+
+def title(verdict: Verdict) -> str:
+    """Return ``parity of onnx``."""
+    return f"{verdict.check} of {verdict.subject}"
+
+
+def blocks(verdict: Verdict) -> bool:
+    """Return whether the verdict keeps the run from passing."""
+    return verdict.outcome is Outcome.FAIL or (verdict.required and verdict.outcome is not Outcome.PASS)
+
+
+def worst_output(evidence: ParityEvidence) -> OutputParity | None:
+    """Return the output nearest to its limit or furthest beyond it; None where there are no outputs."""
+
+    def badness(output: OutputParity) -> tuple[bool, float]:
+        used = output.relative_l2 / output.allowed if output.allowed > 0 else output.relative_l2
+        return output.outcome is Outcome.FAIL, math.inf if math.isnan(used) else max(used, output.max_violation)
+
+    return max(evidence.outputs, key=badness, default=None)
+
+
+def key_number(verdict: Verdict) -> str:
+    """Return the one number that decides the verdict; empty where there is none."""
+    evidence = verdict.evidence
+    if isinstance(evidence, ParityEvidence):
+        output = worst_output(evidence)
+        return f"rel L2 {units.error(output.relative_l2)}" if output else ""
+    if isinstance(evidence, LatencyEvidence):
+        return f"{units.ratio(evidence.speedup)} ({interval(evidence)})"
+    if isinstance(evidence, MetricEvidence):
+        value = evidence.values.get(verdict.subject)
+        return "" if value is None else f"{evidence.metric} {units.metric_value(evidence.metric, value)}"
+    return ""
+
+
+def limit(verdict: Verdict) -> str:
+    """Return what the key number is held against; empty where there is nothing."""
+    evidence = verdict.evidence
+    if isinstance(evidence, ParityEvidence):
+        output = worst_output(evidence)
+        return f"at most {units.error(output.allowed)}" if output else ""
+    if isinstance(evidence, LatencyEvidence):
+        return evidence.required
+    if isinstance(evidence, MetricEvidence):
+        drop = units.metric_value(evidence.metric, evidence.allowed_drop)
+        return f"at most {drop} below {evidence.reference}"
+    return ""
+
+
+def interval(evidence: LatencyEvidence) -> str:
+    """Return ``1.79 to 1.88``."""
+    return f"{evidence.speedup_low:.2f} to {evidence.speedup_high:.2f}"
+
+
+def required_speedup(required: str) -> float | None:
+    """Return the speed-up that ``LatencyEvidence.required`` asks for; None where the text gives no number.
+
+    ``speedup >= 2.00`` is 2; ``no more than 2 % slower`` is 1 / 1.02.
+    """
+    if found := _SPEEDUP.search(required):
+        return float(found[1])
+    if found := _SLOWDOWN.search(required):
+        return 1 / (1 + float(found[1]) / 100)
+    return None
+
+
+def outcome_sentence(report: Report) -> str:
+    """Return one sentence under the overall verdict."""
+    bad = [verdict for verdict in report.verdicts if blocks(verdict)]
+    passed = sum(verdict.outcome is Outcome.PASS for verdict in report.verdicts)
+    idle = sum(verdict.outcome is Outcome.NOT_RUN and not verdict.required for verdict in report.verdicts)
+    if not report.verdicts:
+        return "No check was made."
+    if not bad:
+        rest = f"; {idle} not run and not required" if idle else ""
+        return f"{units.plural(passed, 'check')} passed{rest}."
+    parts = []
+    for outcome, words in ((Outcome.FAIL, "failed"), (Outcome.INCONCLUSIVE, "could not be decided"), (Outcome.NOT_RUN, "did not run though required")):
+        group = [title(verdict) for verdict in bad if verdict.outcome is outcome]
+        if group:
+            parts.append(f"{len(group)} of {units.plural(len(report.verdicts), 'check')} {words}: {', '.join(group)}")
+    return "; ".join(parts) + "."
+
+
+def advice(verdict: Verdict) -> tuple[str, ...]:
+    """Return what happened and what to do next, most useful first; empty for a verdict that needs nothing."""
+    if not blocks(verdict):
+        return ()
+    evidence = verdict.evidence
+    if verdict.outcome is Outcome.NOT_RUN or evidence is None:
+        return (verdict.reason,)
+    lines: list[str] = [verdict.reason] if verdict.reason else []
+    if isinstance(evidence, ParityEvidence):
+        lines += [line for line in evidence.localisation.splitlines() if line.strip()]
+        lines += [f"{output.output}: it would pass from rtol {units.error(output.smallest_rtol)} on" for output in _failed(evidence.outputs)]
+    elif isinstance(evidence, LatencyEvidence):
+        lines.append(f"measured {units.ratio(evidence.speedup)}, interval {interval(evidence)}; required: {evidence.required}")
+        if verdict.outcome is Outcome.INCONCLUSIVE:
+            lines.append("the interval holds the limit: race on a quieter machine, or for more rounds ([latency] rounds)")
+    elif isinstance(evidence, MetricEvidence):
+        values = ", ".join(f"{name} {units.metric_value(evidence.metric, value)}" for name, value in evidence.values.items())
+        lines.append(f"{evidence.metric}: {values}; {limit(verdict)} is allowed")
+    return tuple(dict.fromkeys(lines))
+
+
+def _failed(outputs: Iterable[OutputParity]) -> list[OutputParity]:
+    return [output for output in outputs if output.outcome is not Outcome.PASS and math.isfinite(output.smallest_rtol)]

@@ -1,0 +1,229 @@
+"""The screen: plain lines, verdicts in words, numbers with units.
+
+No colour and no wrapping; the command line adds colour to the outcome words. Names that come from files are escaped.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from exporter.artifacts import BakeSummary, Folded, LatencyEvidence, MetricEvidence, Outcome, OutputParity, ParityEvidence, Refusal, Report, Verdict
+from exporter.errors import printable
+from exporter.report import phrases, units
+
+__all__ = ["render_bake", "render_fold", "render_terminal", "render_verdict"]
+
+_MARKS: Final = {Outcome.PASS: "✓", Outcome.FAIL: "✗", Outcome.INCONCLUSIVE: "?", Outcome.NOT_RUN: "-"}
+_INDENT: Final = " " * 8
+_LABEL_WIDTH: Final = 7
+"""Of ``latency``, the longest of the usual first words."""
+
+
+def render_terminal(report: Report, folder: Path | None = None) -> list[str]:
+    """Return the screen of ``exporter run``: a row per stage, a row per group of verdicts, the overall outcome.
+
+    Args:
+        folder: the run folder, named in the last line; None leaves it out.
+    """
+    rows: list[tuple[str, str, str, str, tuple[str, ...]]] = []
+    for stage in report.stages:
+        is_made = stage.state == "made"
+        state = units.seconds_text(stage.seconds) if is_made else stage.state
+        rows.append((stage.stage, "-" if stage.state == "NOT_RUN" else "✓", state, stage.summary, ()))
+    told = tuple(stage.summary for stage in report.stages if stage.state == "NOT_RUN" and stage.summary)
+    for group in _groups(report.verdicts):
+        first = group[0]
+        if first.outcome is Outcome.NOT_RUN and not first.required and first.reason.startswith(told):
+            continue  # the row of the stage has said so; the last line counts it
+        text, details = _headline(group)
+        rows.append((first.check, _MARKS[first.outcome], first.outcome.value, text, details))
+    label_width = max([_LABEL_WIDTH, *(len(row[0]) for row in rows)])
+    state_width = max([0, *(len(row[2]) for row in rows)])
+    lines = []
+    for label, mark, state, text, details in rows:
+        lines.append(f"{label:<{label_width}} {mark} {state:<{state_width}}   {text}".rstrip())
+        lines += [_INDENT + detail for detail in details]
+    closing = phrases.outcome_sentence(report).removesuffix(".")
+    where = f"   report: {folder / 'report.html'}" if folder is not None else ""
+    lines.append(f"{report.outcome.value:<{label_width}} {closing}{where}")
+    return [printable(line) for line in lines]
+
+
+def render_verdict(verdict: Verdict) -> list[str]:
+    """Return one verdict with all its numbers: a line per output of a parity check, and what to do where it does not pass."""
+    evidence = verdict.evidence
+    head = f"{verdict.check:<{_LABEL_WIDTH}} {_MARKS[verdict.outcome]} {verdict.outcome.value:<4}   {verdict.subject}: "
+    if verdict.outcome is Outcome.NOT_RUN or evidence is None:
+        lines = [head + verdict.reason]
+    elif isinstance(evidence, ParityEvidence):
+        lines = _parity_lines(head, verdict, evidence)
+    elif isinstance(evidence, LatencyEvidence):
+        lines = [head.removesuffix(f"{verdict.subject}: ") + _latency_text(evidence, verdict.subject), *(_INDENT + line for line in _latency_details(verdict, evidence))]
+    else:
+        lines = [head + _metric_text(evidence)]
+        if verdict.outcome is not Outcome.PASS:
+            lines.append(_INDENT + verdict.reason)
+    return [printable(line).rstrip() for line in lines]
+
+
+def render_bake(summary: BakeSummary, path: Path) -> list[str]:
+    """Return what baking did: what was chosen, what was written to ``path``, what stayed behind, how far the average is from raw."""
+    choice, _, name = summary.choice.partition(":")
+    facts = [f"{summary.num_averaged} averaged" if choice == "ema" else units.plural(summary.num_averaged, "tensor")]
+    if summary.num_copied:
+        facts.append(f"{summary.num_copied} copied")
+    facts += [summary.cast.replace("->", "→"), units.bytes_text(summary.size_bytes)]
+    lead = " " * (len(choice) + 3)
+    lines = [f"{choice} → {path}   " + " · ".join(facts)]
+    if summary.candidate is not None:
+        lines.append(f"{lead}average: {name or summary.candidate.name} · {_average_health(summary)}")
+    if summary.left_behind:
+        left = ", ".join(f"{what} {units.bytes_text(size)}" for what, size in summary.left_behind.items())
+        lines.append(f"{lead}left behind: {left}")
+    if choice == "ema":
+        lines.append(f"{lead}distance from raw: {_distance(summary)}")
+    return [printable(line) for line in lines]
+
+
+def render_fold(folded: Sequence[Folded], refusals: Sequence[Refusal], num_batch_norms: int, ops_before: int, ops_after: int) -> list[str]:
+    """Return what folding did: counts by pattern, then every BatchNorm that was kept, with its reason."""
+    patterns = collections.Counter(item.pattern for item in folded)
+    parts = [f"folded {len(folded)} of {num_batch_norms} BatchNorm"]
+    if patterns:
+        parts.append(" · ".join(f"{pattern} {count}" for pattern, count in sorted(patterns.items(), key=lambda item: (-item[1], item[0]))))
+    parts.append(f"ops {ops_before} → {ops_after}")
+    lines = ["   ".join(parts)]
+    width = max((len(item.batch_norm) for item in refusals), default=0)
+    count_width = len(str(len(refusals)))
+    for index, item in enumerate(refusals):
+        label = f"kept   {len(refusals)}" if index == 0 else f"{'':7}{'':<{count_width}}"
+        culprits = f" ({', '.join(item.culprits)})" if item.culprits else ""
+        detail = f"; {item.detail}" if item.detail else ""
+        lines.append(f"{label}   {item.batch_norm:<{width}}   {item.reason.value}{culprits}{detail}")
+    return [printable(line) for line in lines]
+
+
+def _groups(verdicts: Iterable[Verdict]) -> list[list[Verdict]]:
+    """Return verdicts that share one row: parity and metric that pass, and NOT_RUN for one reason."""
+    groups: dict[tuple[object, ...], list[Verdict]] = {}
+    for index, verdict in enumerate(verdicts):
+        joins = verdict.outcome is Outcome.PASS and verdict.check != "latency"
+        key: tuple[object, ...] = (verdict.check, verdict.outcome, verdict.required, "") if joins else (verdict.check, index)
+        if verdict.outcome is Outcome.NOT_RUN:
+            key = (verdict.check, verdict.outcome, verdict.required, verdict.reason)
+        groups.setdefault(key, []).append(verdict)
+    order = list(dict.fromkeys(group[0].check for group in groups.values()))
+    return sorted(groups.values(), key=lambda group: order.index(group[0].check))
+
+
+def _headline(group: list[Verdict]) -> tuple[str, tuple[str, ...]]:
+    """Return the text of a row of ``exporter run`` and the indented lines below it."""
+    first, evidence = group[0], group[0].evidence
+    subjects = ", ".join(verdict.subject for verdict in group)
+    if first.outcome is Outcome.NOT_RUN or evidence is None:
+        return f"{subjects}: {first.reason}", ()
+    if isinstance(evidence, LatencyEvidence):
+        return _latency_text(evidence, first.subject), _latency_details(first, evidence)
+    if isinstance(evidence, MetricEvidence):
+        values = _metric_text(evidence)
+        return (values, ()) if first.outcome is Outcome.PASS else (f"{first.subject}: {first.reason}", (values,))
+    if first.outcome is Outcome.PASS:
+        members = [verdict.evidence for verdict in group if isinstance(verdict.evidence, ParityEvidence)]
+        outputs = [output for output in map(phrases.worst_output, members) if output]
+        errors = ", ".join(units.error(output.relative_l2) for output in outputs)
+        allowed = min((output.allowed for output in outputs), default=math.nan)
+        fed = f"{units.plural(evidence.num_samples, 'sample')} in {units.plural(len(evidence.feeds), 'feed')}"
+        remarks = dict.fromkeys(remark for member in members for remark in _remarks(member))
+        return f"{subjects}   rel L2 {errors} (allowed {units.error(allowed)})   {fed}", tuple(remarks)
+    lines = _parity_lines("", first, evidence)
+    return f"{first.subject}: {lines[0].strip()}", tuple(line.strip() for line in lines[1:])
+
+
+def _parity_lines(head: str, verdict: Verdict, evidence: ParityEvidence) -> list[str]:
+    if not evidence.outputs:
+        return [head + verdict.reason]
+    lines: list[str] = []
+    name_width = max(len(output.output) for output in evidence.outputs)
+    for output in evidence.outputs:
+        lines.append((_INDENT if lines else head) + _output_text(output, name_width))
+        if output.outcome is Outcome.PASS:
+            lines.append(f"{_INDENT}passes from rtol {units.error(output.smallest_rtol)} on")
+        else:
+            lines.append(f"{_INDENT}{output.reason}; {_would_pass(output)}")
+    if verdict.outcome is not Outcome.PASS and evidence.localisation:
+        lines += [_INDENT + line.strip() for line in evidence.localisation.splitlines() if line.strip()]
+    return [*lines, *(_INDENT + remark for remark in _remarks(evidence))]
+
+
+def _output_text(output: OutputParity, name_width: int) -> str:
+    text = (
+        f"{output.output:<{name_width}}  rel L2 {units.error(output.relative_l2)} (own error {units.error(output.own_error)}, "
+        f"allowed {units.error(output.allowed)})  max |Δ| {units.error(output.max_abs)}  SQNR {units.decibels(output.sqnr_db)}"
+    )
+    if output.argmax_total is not None:
+        text += f"  argmax {output.argmax_equal}/{output.argmax_total}"
+        if output.argmax_ties:
+            text += f" ({units.plural(output.argmax_ties, 'tie')})"
+    if output.num_nonfinite:
+        text += f"  {output.num_nonfinite} not finite"
+    return text
+
+
+def _would_pass(output: OutputParity) -> str:
+    if math.isfinite(output.smallest_rtol):
+        return f"it would pass from rtol {units.error(output.smallest_rtol)} on"
+    return "no tolerance would pass it"
+
+
+def _remarks(evidence: ParityEvidence) -> tuple[str, ...]:
+    extra = (f"extra outputs, not compared: {', '.join(evidence.extra_outputs)}",) if evidence.extra_outputs else ()
+    return (*evidence.remarks, *extra)
+
+
+def _latency_text(evidence: LatencyEvidence, subject: str) -> str:
+    compared = f"x faster than {evidence.reference}" if evidence.speedup >= 1 else f"x the speed of {evidence.reference}"
+    times = "  ".join(f"{name} {units.milliseconds(value)}" for name, value in evidence.percentiles_ms.items() if name != "p90")
+    threads = f", {units.plural(evidence.threads, 'thread')}" if evidence.threads is not None else ""
+    return (
+        f"{subject} {evidence.speedup:.2f} {compared}   {100 * evidence.confidence:g} % interval {phrases.interval(evidence)}   "
+        f"{times}   ({evidence.device}, batch {evidence.batch}{threads})"
+    )
+
+
+def _latency_details(verdict: Verdict, evidence: LatencyEvidence) -> tuple[str, ...]:
+    relation = {Outcome.FAIL: "excludes it", Outcome.INCONCLUSIVE: "holds the limit: more rounds or a quieter machine"}.get(verdict.outcome)
+    needed = (f"required: {evidence.required}; the interval {phrases.interval(evidence)} {relation}",) if relation else ()
+    return (*needed, *evidence.remarks)
+
+
+def _metric_text(evidence: MetricEvidence) -> str:
+    values = "  ".join(f"{name} {units.metric_value(evidence.metric, value)}" for name, value in evidence.values.items())
+    return f"{evidence.metric}: {values}   ({units.plural(evidence.num_samples, 'sample')})"
+
+
+def _average_health(summary: BakeSummary) -> str:
+    candidate = summary.candidate
+    if candidate is None:
+        return "unknown"
+    facts = [candidate.state]
+    if candidate.updates is not None:
+        facts.append(units.plural(candidate.updates, "update"))
+    if candidate.decay is not None:
+        facts.append(f"decay {candidate.decay:g}")
+    if candidate.initial_share is not None:
+        facts.append(f"initial weights {units.percent(candidate.initial_share)}")
+    return " · ".join(facts)
+
+
+def _distance(summary: BakeSummary) -> str:
+    if summary.drift_total is None:
+        return "unknown, the file has no raw weights"
+    text = f"{units.error(summary.drift_total)} over all tensors"
+    if summary.drift:
+        largest = max(summary.drift, key=lambda drift: drift.relative)
+        text += f", largest {units.error(largest.relative)} in {largest.name}"
+    return text
