@@ -1,0 +1,14 @@
+"""Stage 5/7: OnnxModel -> Plan (+ sidecar).
+
+The builder runs in the TensorRT worker. The plan is a plain plan that other tools open; beside it lies ``<plan>.json``, keyed
+with this machine's secret, which says what it was built from, with which settings and versions, and on which GPU.
+"""
+
+from __future__ import annotations
+
+from exporter.engine.building import build_engine, plan_key
+from exporter.engine.plans import load_plan
+from exporter.engine.profiles import format_profile, parse_profiles
+from exporter.engine.support import EngineSupport, probe, require
+
+__all__ = ["EngineSupport", "build_engine", "format_profile", "load_plan", "parse_profiles", "plan_key", "probe", "require"]

@@ -1,0 +1,109 @@
+"""Building an engine: check, ask the worker, write plan and sidecar."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts import Digest, OnnxModel, Plan, Profile, Provenance
+from exporter.config import TensorrtConfig
+from exporter.engine.plans import plan_content, plan_from_content
+from exporter.engine.support import EngineSupport
+from exporter.errors import ArtifactError, EngineBuildError
+from exporter.files import atomic_write, digest_of_file, digest_of_settings
+from exporter.records import write_record
+from exporter.trt_worker import Worker
+
+__all__ = ["build_engine", "plan_key"]
+
+_CONTENT_SETTINGS = ("precision", "tf32", "workspace_mib", "optimization_level", "timing_iterations")
+"""The settings that decide what a plan is; the others decide how it is made."""
+
+
+def plan_key(onnx: Digest, config: TensorrtConfig, profiles: tuple[Profile, ...], support: EngineSupport) -> str:
+    """Return the digest of everything that decides a plan: ONNX bytes, settings, profiles, versions and the GPU."""
+    return digest_of_settings({
+        "onnx": onnx.hex,
+        "settings": _settings(config),
+        "profiles": _profiles_json(profiles),
+        "exporter": importlib.metadata.version("exporter"),
+        "tensorrt": support.tensorrt_version,
+        "gpu": [support.gpu, support.compute_capability, support.num_multiprocessors, support.memory_bytes],
+        "driver": [support.driver, support.cuda_version],
+    }).hex  # fmt: skip
+
+
+def build_engine(
+    model: OnnxModel,
+    path: Path,
+    config: TensorrtConfig,
+    profiles: tuple[Profile, ...],
+    *,
+    key: str,
+    progress: Callable[[str, int, int], bool] | None = None,
+) -> Plan:
+    """Build the engine of ``model`` and write it to ``path``, with its sidecar ``<path>.json``.
+
+    Args:
+        model: the checked ONNX file; its bytes must still have its digest.
+        path: of the plan.
+        config: settings of the build and of the worker.
+        profiles: see ``parse_profiles``; unused where no input is dynamic.
+        key: see ``plan_key``; it goes into the sidecar and decides whether the plan is up to date.
+        progress: called with phase, steps done and steps in all (0: unknown); returning False cancels the build. TensorRT before 10
+            has no way to be interrupted: there the worker is ended.
+
+    Raises:
+        ArtifactError: the ONNX file is not the one that ``model`` describes (E526).
+        EngineBuildError: E501 to E507, E522, E523.
+        ModelNotSupported: E524.
+        EnvironmentLacking: E811 to E818.
+    """
+    found = digest_of_file(model.path)
+    if found.hex != model.digest.hex:
+        facts = {"file": model.path, "found": found, "expected": model.digest}
+        raise ArtifactError("E526", "the ONNX file is not the one that was exported", facts=facts, help="export it again: exporter export-onnx")
+    arguments = {
+        "onnx_path": str(model.path.absolute()),
+        "profiles": _profiles_json(profiles),
+        "tf32": config.tf32,
+        "workspace_bytes": config.workspace_mib << 20,
+        "optimization_level": config.optimization_level,
+        "timing_iterations": config.timing_iterations,
+    }
+    with Worker(config.python) as worker:
+        reply = worker.request("build", arguments, limit_s=config.timeout_s, progress=progress)
+        python_version = worker.python_version
+    if len(reply.buffers) != 1 or hashlib.sha256(reply.buffers[0]).hexdigest() != reply.value["sha256"]:
+        raise EngineBuildError("E506", "the TensorRT worker sent a damaged plan; nothing was written", facts={"file": path})
+    provenance = Provenance(
+        stage="engine",
+        made_from={"onnx": str(model.digest)},
+        settings={**_settings(config), "profiles": _profiles_json(profiles)},
+        versions={
+            "exporter": importlib.metadata.version("exporter"), "tensorrt": reply.value["tensorrt_version"], "python": python_version,
+            "driver": reply.value["device"]["driver_version"], "cuda": reply.value["device"]["cuda_version"],
+        },
+        lineage=dict(model.provenance.lineage),
+    )  # fmt: skip
+    content = plan_content(model, config, profiles, provenance, reply.value)
+    with atomic_write(path) as file:
+        file.write(reply.buffers[0])
+    digest = write_record(path, key=key, content=content)
+    if digest.hex != reply.value["sha256"]:
+        raise ArtifactError(
+            "E723", "an artefact differs from its record", facts={"file": path, "found": digest, "expected": f"sha256:{reply.value['sha256']}"}
+        )
+    return plan_from_content(path, Digest(digest.hex), content)
+
+
+def _settings(config: TensorrtConfig) -> dict[str, Any]:
+    settings: Mapping[str, Any] = config.model_dump(mode="json")
+    return {name: settings[name] for name in _CONTENT_SETTINGS}
+
+
+def _profiles_json(profiles: tuple[Profile, ...]) -> list[dict[str, list[list[int]]]]:
+    return [{name: [list(shape) for shape in shapes] for name, shapes in profile.shapes.items()} for profile in profiles]

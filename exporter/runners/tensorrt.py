@@ -1,0 +1,161 @@
+"""The TensorRT runner: an engine in the worker, behind the protocol of every runner.
+
+The plan's record is verified before the worker is started, and the worker compares the digest again over the very bytes that it gives
+to TensorRT. Times are device times between two CUDA events around each call, with one synchronisation per block.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from exporter.artifacts import Plan, TensorSpec
+from exporter.config import TensorrtConfig
+from exporter.errors import ArtifactError, EngineBuildError, SampleError
+from exporter.files import digest_of_file
+from exporter.records import verify_record
+from exporter.runners.base import Array, Feed, PreparedCall
+from exporter.trt_worker import Worker, pack_arrays, unpack_arrays
+
+__all__ = ["TensorrtRunner"]
+
+_PRECISIONS = {"fp32": "float32"}
+_CALL_LIMIT_S = 600.0
+_ENGINE_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
+
+
+class TensorrtRunner:
+    """Runs a plan; used in ``with``.
+
+    Attributes:
+        load_ms: reading, hashing and deserialising the plan and making the execution context, in the worker; without its start.
+    """
+
+    def __init__(self, plan: Plan, config: TensorrtConfig, *, name: str = "tensorrt") -> None:
+        self.name = name
+        self.precision = _PRECISIONS[plan.precision]
+        self.device = "cuda"
+        self.threads: int | None = None
+        self.load_ms = 0.0
+        self._plan = plan
+        self._config = config
+        self._worker: Worker | None = None
+        self._engine_dtypes: dict[str, str] = {}
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs by name, as the ONNX model declares them."""
+        return self._plan.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Outputs by name, as the ONNX model declares them."""
+        return self._plan.outputs
+
+    def __enter__(self) -> Self:
+        """Verify the plan, start the worker, load the engine.
+
+        Raises:
+            ArtifactError: the plan or its sidecar is missing, altered or not ours (E721 to E723), is not the plan that this runner was made for
+                (E723), or TensorRT does not accept it (E521).
+            EnvironmentLacking: E811 to E818.
+        """
+        verify_record(self._plan.path)
+        found = digest_of_file(self._plan.path)
+        if found.hex != self._plan.digest.hex:
+            raise ArtifactError(
+                "E723", "an artefact differs from its record", facts={"file": self._plan.path, "found": found, "expected": self._plan.digest}
+            )
+        worker = Worker(self._config.python)
+        worker.__enter__()
+        try:
+            arguments = {"path": str(self._plan.path.absolute()), "sha256": self._plan.digest.hex}
+            value = worker.request("load", arguments, limit_s=self._config.timeout_s).value
+            self._engine_dtypes = {tensor["name"]: _ENGINE_DTYPES[tensor["dtype"]] for tensor in value["tensors"]}
+            self._check_tensors()
+        except BaseException:
+            worker.close()
+            raise
+        self._worker = worker
+        self.load_ms = float(value["load_ms"])
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        """End the worker, and with it everything on the device."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def infer(self, feed: Feed) -> dict[str, Array]:
+        """Run once; return every output by name.
+
+        An output that the engine does not write comes back as NaN.
+
+        Raises:
+            SampleError: a name, shape or dtype of ``feed`` does not fit (E525).
+        """
+        specs, buffers = pack_arrays(self._for_engine(feed))
+        reply = self._started().request("infer", {"arrays": specs}, buffers, limit_s=_CALL_LIMIT_S)
+        arrays = unpack_arrays(reply.value["arrays"], reply.buffers)
+        return {spec.name: arrays[spec.name].astype(spec.dtype, copy=False) for spec in self.outputs}
+
+    def prepare(self, feed: Feed) -> PreparedCall:
+        """Place ``feed`` in fixed buffers on the device, for timing."""
+        specs, buffers = pack_arrays(self._for_engine(feed))
+        worker = self._started()
+        reply = worker.request("prepare", {"arrays": specs}, buffers, limit_s=_CALL_LIMIT_S)
+        return _Prepared(worker, int(reply.value["prepared"]))
+
+    def _started(self) -> Worker:
+        if self._worker is None:
+            raise EngineBuildError(
+                "E522", "no engine is loaded in the TensorRT worker", facts={"file": self._plan.path}, help="use the runner in a with statement"
+            )
+        return self._worker
+
+    def _check_tensors(self) -> None:
+        expected = {spec.name for spec in (*self.inputs, *self.outputs)}
+        if expected != set(self._engine_dtypes):
+            facts = {"file": self._plan.path, "found": ", ".join(sorted(self._engine_dtypes)), "expected": ", ".join(sorted(expected))}
+            raise ArtifactError("E521", "the engine does not have the tensors that its sidecar names", facts=facts)
+
+    def _for_engine(self, feed: Feed) -> dict[str, Array]:
+        """Return ``feed`` in the engine's dtypes: TensorRT 8 has int32 where the model has int64."""
+        expected = {spec.name: spec for spec in self.inputs}
+        if set(feed) != set(expected):
+            raise SampleError(
+                "E525", "the inputs do not fit the engine", facts={"found": ", ".join(sorted(feed)), "expected": ", ".join(sorted(expected))}
+            )
+        arrays: dict[str, Array] = {}
+        for name, spec in expected.items():
+            array = np.asarray(feed[name])
+            if array.dtype.name != spec.dtype:
+                raise SampleError(
+                    "E525", "an input does not fit the engine", facts={"input": name, "found": array.dtype.name, "expected": spec.dtype}
+                )
+            engine_dtype = self._engine_dtypes.get(name, spec.dtype)
+            if (spec.dtype, engine_dtype) == ("int64", "int32"):
+                limits = np.iinfo(np.int32)
+                if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
+                    raise SampleError("E525", "an input has values beyond int32, which is what this engine takes", facts={"input": name})
+                array = array.astype(np.int32)
+            arrays[name] = array
+        return arrays
+
+
+class _Prepared:
+    """A call on fixed buffers in the worker."""
+
+    clock = "cuda events"
+
+    def __init__(self, worker: Worker, number: int) -> None:
+        self._worker = worker
+        self._number = number
+
+    def run_block(self, iterations: int) -> NDArray[np.float64]:
+        """Run ``iterations`` calls and return the device time of each in milliseconds; shape ``(iterations,)``."""
+        reply = self._worker.request("time", {"prepared": self._number, "iterations": iterations}, limit_s=_CALL_LIMIT_S)
+        return unpack_arrays(reply.value["arrays"], reply.buffers)["milliseconds"].astype(np.float64)

@@ -1,0 +1,128 @@
+"""What the worker answers: probe, build, load, infer, prepare, time, release, unload."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import EngineBuildError, NoGpu
+from exporter.trt_worker.protocol import Buffer, pack_arrays, unpack_arrays
+from exporter.trt_worker.serving.cuda import Driver, DriverProblem, open_driver
+from exporter.trt_worker.serving.environment import examine
+from exporter.trt_worker.serving.loop import Call, Handler
+from exporter.trt_worker.serving.tensorrt_module import import_tensorrt
+
+if TYPE_CHECKING:
+    from exporter.trt_worker.serving.session import Binding, Session
+
+__all__ = ["EngineService", "make_handlers"]
+
+_Answer = tuple[dict[str, Any], Sequence[Buffer]]
+
+
+def make_handlers() -> dict[str, Handler]:
+    """Return verb -> handler."""
+    return EngineService().handlers()
+
+
+class EngineService:
+    """At most one loaded engine, with any number of prepared calls."""
+
+    def __init__(self) -> None:
+        self._driver: Driver | None = None
+        self._session: Session | None = None
+        self._prepared: dict[int, Binding] = {}
+        self._number = 0
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return verb -> handler."""
+        return {
+            "build": self.build, "infer": self.infer, "load": self.load, "prepare": self.prepare,
+            "probe": self.probe, "release": self.release, "time": self.time, "unload": self.unload,
+        }  # fmt: skip
+
+    def probe(self, call: Call) -> _Answer:  # noqa: ARG002 - a handler's signature
+        """Tell what is there and what is not."""
+        return examine(), ()
+
+    def tensorrt(self) -> Any:  # noqa: ANN401 - a module without types
+        """Return TensorRT, after CUDA."""
+        return import_tensorrt()
+
+    def build(self, call: Call) -> _Answer:
+        """Build a plan and send it."""
+        from exporter.trt_worker.serving.building import BuildRequest, build
+
+        driver = self._start_cuda()
+        built = build(self.tensorrt(), BuildRequest.from_json(call.arguments), call, driver.device())
+        return built.facts, (built.plan,)
+
+    def load(self, call: Call) -> _Answer:
+        """Load a plan."""
+        from exporter.trt_worker.serving.session import Session
+
+        driver = self._start_cuda()
+        self._forget()
+        self._session = Session(self.tensorrt(), driver, call.arguments["path"], call.arguments["sha256"])
+        return {"tensors": self._session.tensors, "load_ms": self._session.load_ms}, ()
+
+    def infer(self, call: Call) -> _Answer:
+        """Run once."""
+        session = self._loaded()
+        binding = session.bind(unpack_arrays(call.arguments["arrays"], call.buffers))
+        try:
+            specs, buffers = pack_arrays(session.run(binding))
+        finally:
+            session.release(binding)
+        return {"arrays": specs}, buffers
+
+    def prepare(self, call: Call) -> _Answer:
+        """Place inputs in fixed buffers."""
+        session = self._loaded()
+        binding = session.bind(unpack_arrays(call.arguments["arrays"], call.buffers))
+        self._number += 1
+        self._prepared[self._number] = binding
+        return {"prepared": self._number}, ()
+
+    def time(self, call: Call) -> _Answer:
+        """Run and time a block of calls."""
+        times, wall_ms = self._loaded().time_block(self._prepared[call.arguments["prepared"]], int(call.arguments["iterations"]))
+        specs, buffers = pack_arrays({"milliseconds": times})
+        return {"arrays": specs, "wall_ms": wall_ms}, buffers
+
+    def release(self, call: Call) -> _Answer:
+        """Free a prepared call."""
+        self._loaded().release(self._prepared.pop(call.arguments["prepared"]))
+        return {}, ()
+
+    def unload(self, call: Call) -> _Answer:  # noqa: ARG002 - a handler's signature
+        """Free the engine."""
+        self._forget()
+        return {}, ()
+
+    def _start_cuda(self) -> Driver:
+        if self._driver is None:
+            try:
+                self._driver = open_driver()
+            except DriverProblem as err:
+                raise NoGpu(
+                    "E811",
+                    "TensorRT needs a GPU, and none can be used",
+                    facts={"found": err},
+                    help="run on a machine with an NVIDIA GPU and its driver",
+                ) from err
+            self._driver.enter()
+        return self._driver
+
+    def _loaded(self) -> Session:
+        if self._session is None:
+            raise EngineBuildError("E522", "no engine is loaded in the TensorRT worker")
+        return self._session
+
+    def _forget(self) -> None:
+        if self._session is not None:
+            for binding in self._prepared.values():
+                self._session.release(binding)
+            self._prepared.clear()
+            self._session.free()
+            self._session = None

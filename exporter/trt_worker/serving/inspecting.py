@@ -1,0 +1,69 @@
+"""Reading what the engine inspector says, in both shapes that it has had.
+
+Up to TensorRT 10 a layer's tensor carries ``Format/Datatype`` as one sentence (``Row major linear FP32``), and the engine's tensors
+are listed as ``Bindings``; from 11 on ``Format`` and ``Datatype`` are apart and the list is ``I/O Tensors``. An engine built
+without detailed profiling lists its layers as bare names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+__all__ = ["layer_precisions", "precision_shares"]
+
+_PATTERNS = (
+    ("bf16", r"\bbf16\b|bfloat16|\bbfloat\b"),
+    ("fp16", r"\bfp16\b|float16|\bhalf\b"),
+    ("fp8", r"\bfp8\b|float8|e4m3|e5m2"),
+    ("fp4", r"\bfp4\b|float4|e2m1"),
+    ("int8", r"\bint8\b"),
+    ("int4", r"\bint4\b"),
+    ("int64", r"\bint64\b"),
+    ("int32", r"\bint32\b"),
+    ("uint8", r"\buint8\b"),
+    ("bool", r"\bbool(ean)?\b"),
+    ("fp32", r"\bfp32\b|float32|\bfloat\b"),
+)
+_EXPRESSIONS = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern in _PATTERNS)
+UNKNOWN = "unknown"
+
+
+def precision_shares(information: str) -> dict[str, float]:
+    """Return the share of layers by precision, summing to 1; empty where the inspector tells nothing of layers."""
+    counts = Counter(layer_precisions(information).values())
+    total = sum(counts.values())
+    return {precision: count / total for precision, count in sorted(counts.items())}
+
+
+def layer_precisions(information: str) -> dict[str, str]:
+    """Return layer name -> precision of its first output.
+
+    Args:
+        information: what ``get_engine_information(JSON)`` returned.
+    """
+    try:
+        document = json.loads(information)
+    except ValueError:
+        return {}
+    layers = document.get("Layers") if isinstance(document, dict) else None
+    precisions: dict[str, str] = {}
+    for number, layer in enumerate(layers if isinstance(layers, list) else []):
+        if isinstance(layer, dict):
+            precisions[str(layer.get("Name", f"layer {number}"))] = _precision_of(layer)
+    return precisions
+
+
+def _precision_of(layer: dict[str, Any]) -> str:
+    for end in ("Outputs", "Inputs"):
+        tensors = layer.get(end)
+        for tensor in tensors if isinstance(tensors, list) else []:
+            if not isinstance(tensor, dict):
+                continue
+            text = str(tensor.get("Datatype") or tensor.get("DataType") or tensor.get("Format/Datatype") or tensor.get("Format") or "")
+            for name, expression in _EXPRESSIONS:
+                if expression.search(text):
+                    return name
+    return UNKNOWN

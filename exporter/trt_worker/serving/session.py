@@ -1,0 +1,254 @@
+"""A loaded engine: fixed buffers, one non-default stream, device times by event pairs.
+
+Engines with data-dependent output shapes, shape-tensor inputs, or tensors that numpy has no dtype for are refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.errors import ArtifactError, EngineBuildError, ModelNotSupported, SampleError
+from exporter.trt_worker.serving.building import describe_tensors
+from exporter.trt_worker.serving.cuda import Driver
+from exporter.trt_worker.serving.tensorrt_module import Messages, construct, make_logger
+
+__all__ = ["Binding", "Session"]
+
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
+_UNWRITTEN = 0xFF
+"""Every byte of an output before a call: NaN in each floating dtype, so that what the engine does not write is seen."""
+
+Array = NDArray[Any]
+
+
+class Binding:
+    """Device buffers for one set of input shapes."""
+
+    def __init__(self, driver: Driver, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.profile = profile
+        self.shapes = dict(shapes)
+        self.addresses: dict[str, int] = {}
+        self.outputs: dict[str, Array] = {}
+        """Host side of the outputs."""
+        self.events: list[int] = []
+        self._driver = driver
+
+    def free(self) -> None:
+        """Give the device memory and the events back."""
+        for address in self.addresses.values():
+            self._driver.call("cuMemFree_v2", address)
+        for event in self.events:
+            self._driver.call("cuEventDestroy_v2", event)
+        self.addresses, self.events = {}, []
+
+
+class Session:
+    """A deserialised engine with one execution context.
+
+    Args:
+        sha256: digest that the plan must have; it is taken over the bytes that go to TensorRT.
+
+    Raises:
+        ArtifactError: the plan has other bytes (E723), or this TensorRT or GPU does not accept it (E521).
+        ModelNotSupported: E524.
+    """
+
+    def __init__(self, trt: Any, driver: Driver, plan_path: str, sha256: str) -> None:  # noqa: ANN401 - TensorRT has no types
+        started = time.monotonic()
+        self._trt = trt
+        self._driver = driver
+        self._messages = Messages()
+        self._logger = make_logger(trt, self._messages)
+        plan = Path(plan_path).read_bytes()
+        found = hashlib.sha256(plan).hexdigest()
+        if not hmac.compare_digest(found, sha256):
+            raise ArtifactError("E723", "an artefact differs from its record", facts={"file": plan_path, "found": found, "expected": sha256})
+        self._runtime = construct(trt.Runtime, self._logger, messages=self._messages)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            facts = {"file": plan_path, "TensorRT version": trt.__version__, "GPU": driver.device().name, **self._messages.facts()}
+            help_text = "a plan belongs to the TensorRT version and the GPU it was built with: build it again with exporter build-trt"
+            raise ArtifactError("E521", "TensorRT does not accept this plan", facts=facts, help=help_text)
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise EngineBuildError("E522", "TensorRT made no execution context", facts={"file": plan_path, **self._messages.facts()})
+        self._context.nvtx_verbosity = trt.ProfilingVerbosity.NONE  # detailed markers cost time in every call
+        self.tensors = describe_tensors(trt, self._engine)
+        self._check_tensors()
+        self._stream = driver.new_stream()
+        self._current: Binding | None = None
+        self._profile = 0
+        self.load_ms = (time.monotonic() - started) * 1e3
+
+    def _check_tensors(self) -> None:
+        for tensor in self.tensors:
+            name = tensor["name"]
+            if tensor["dtype"] not in _DTYPES:
+                raise ModelNotSupported(
+                    "E524", "a tensor of the engine has a dtype that this version does not support", facts={"tensor": name, "found": tensor["dtype"]}
+                )
+            if tensor["is_input"] and self._engine.is_shape_inference_io(name):
+                raise ModelNotSupported("E524", "an input of the engine decides shapes, which this version does not support", facts={"input": name})
+
+    def free(self) -> None:
+        """Give everything back: context before engine before runtime, then the stream."""
+        self._current = None
+        self._context = None
+        self._engine = None
+        self._runtime = None
+        self._driver.call("cuStreamDestroy_v2", self._stream)
+
+    # -- one call -----------------------------------------------------------------------------------------------------
+
+    def bind(self, feed: Mapping[str, Array]) -> Binding:
+        """Return buffers for ``feed``, with its values on the device.
+
+        Raises:
+            SampleError: a name, dtype or shape does not fit the engine (E525).
+        """
+        inputs = {tensor["name"]: tensor for tensor in self.tensors if tensor["is_input"]}
+        if set(feed) != set(inputs):
+            raise SampleError(
+                "E525", "the inputs do not fit the engine", facts={"found": ", ".join(sorted(feed)), "expected": ", ".join(sorted(inputs))}
+            )
+        for name, array in feed.items():
+            if array.dtype.name != _DTYPES[inputs[name]["dtype"]]:
+                raise SampleError(
+                    "E525",
+                    "an input does not fit the engine",
+                    facts={"input": name, "found": array.dtype.name, "expected": _DTYPES[inputs[name]["dtype"]]},
+                )
+        shapes = {name: array.shape for name, array in feed.items()}
+        binding = Binding(self._driver, self._profile_for(shapes), shapes)
+        try:
+            self._set_shapes(binding)
+            for name, array in feed.items():
+                whole = np.ascontiguousarray(array)
+                binding.addresses[name] = self._driver.allocate(whole.nbytes)
+                self._driver.call("cuMemcpyHtoDAsync_v2", binding.addresses[name], whole.ctypes.data, whole.nbytes, self._stream)
+                self._synchronise()  # `whole` may be a copy that ends with this round
+            for tensor in self.tensors:
+                if not tensor["is_input"]:
+                    self._place_output(binding, tensor)
+            self.activate(binding)
+        except BaseException:
+            binding.free()
+            raise
+        return binding
+
+    def _profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        allowed = []
+        for profile in range(max(1, self._engine.num_optimization_profiles)):
+            fits = True
+            for name, shape in shapes.items():
+                smallest, _, largest = (tuple(int(size) for size in dims) for dims in self._engine.get_tensor_profile_shape(name, profile))
+                fits &= len(shape) == len(smallest) and all(low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True))
+                allowed.append(f"profile {profile}: {name} from {_text(smallest)} to {_text(largest)}")
+            if fits:
+                return profile
+        found = ", ".join(f"{name}: {_text(shape)}" for name, shape in shapes.items())
+        raise SampleError(
+            "E525",
+            "the inputs fit no optimization profile of the engine",
+            facts={"found": found, "expected": "\n".join(allowed)},
+            help="build with a wider profile: exporter build-trt --profile",
+        )
+
+    def _set_shapes(self, binding: Binding) -> None:
+        if binding.profile != self._profile:
+            self._must(self._context.set_optimization_profile_async(binding.profile, self._stream), "set_optimization_profile_async")
+            self._synchronise()
+            self._profile = binding.profile
+        for name, shape in binding.shapes.items():
+            self._must(self._context.set_input_shape(name, tuple(shape)), f"set_input_shape({name!r}, {_text(shape)})")
+        unknown = self._context.infer_shapes()
+        if unknown:
+            raise EngineBuildError(
+                "E522", "TensorRT cannot tell the shapes of a call", facts={"tensors": ", ".join(unknown), **self._messages.facts()}
+            )
+
+    def _place_output(self, binding: Binding, tensor: Mapping[str, Any]) -> None:
+        name = tensor["name"]
+        shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
+        if any(size < 0 for size in shape):
+            raise ModelNotSupported(
+                "E524",
+                "the shape of an output depends on the data, which this version does not support",
+                facts={"output": name, "found": _text(shape)},
+            )
+        host = np.empty(shape, _DTYPES[tensor["dtype"]])
+        binding.outputs[name] = host
+        binding.addresses[name] = self._driver.allocate(host.nbytes)
+
+    def activate(self, binding: Binding) -> None:
+        """Make ``binding`` the one that the next calls use."""
+        if self._current is binding:
+            return
+        self._set_shapes(binding)
+        for name, address in binding.addresses.items():
+            self._must(self._context.set_tensor_address(name, address), f"set_tensor_address({name!r})")
+        self._current = binding
+
+    def release(self, binding: Binding) -> None:
+        """Free ``binding``."""
+        if self._current is binding:
+            self._current = None
+        binding.free()
+
+    def run(self, binding: Binding) -> dict[str, Array]:
+        """Run once and return every output; what the engine did not write is NaN."""
+        self.activate(binding)
+        for name, host in binding.outputs.items():
+            self._driver.call("cuMemsetD8Async", binding.addresses[name], _UNWRITTEN, max(1, host.nbytes), self._stream)
+        self._enqueue()
+        for name, host in binding.outputs.items():
+            if host.nbytes:
+                self._driver.call("cuMemcpyDtoHAsync_v2", host.ctypes.data, binding.addresses[name], host.nbytes, self._stream)
+        self._synchronise()
+        return binding.outputs
+
+    # -- timing -------------------------------------------------------------------------------------------------------
+
+    def time_block(self, binding: Binding, iterations: int) -> tuple[NDArray[np.float64], float]:
+        """Run ``iterations`` calls with one synchronisation at the end.
+
+        Returns:
+            Device time of each call in milliseconds, shape (iterations,), between two events around it; and the wall time of the
+            whole block on the host in milliseconds.
+        """
+        self.activate(binding)
+        while len(binding.events) < 2 * iterations:
+            binding.events.append(self._driver.new_event())
+        events = binding.events
+        self._synchronise()
+        started = time.perf_counter()
+        for number in range(iterations):
+            self._driver.call("cuEventRecord", events[2 * number], self._stream)
+            self._enqueue()
+            self._driver.call("cuEventRecord", events[2 * number + 1], self._stream)
+        self._synchronise()
+        wall_ms = (time.perf_counter() - started) * 1e3
+        times = [self._driver.elapsed_ms(events[2 * number], events[2 * number + 1]) for number in range(iterations)]
+        return np.array(times, np.float64), wall_ms
+
+    def _enqueue(self) -> None:
+        self._must(self._context.execute_async_v3(self._stream), "execute_async_v3")
+
+    def _synchronise(self) -> None:
+        self._driver.call("cuStreamSynchronize", self._stream)
+
+    def _must(self, worked: bool, what: str) -> None:  # noqa: FBT001 - what TensorRT returned
+        if not worked:
+            raise EngineBuildError("E522", "a call of TensorRT did not work", facts={"call": what, **self._messages.facts()})
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "x".join(str(size) for size in shape) or "scalar"
