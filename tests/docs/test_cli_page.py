@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from exporter.cli.app import main
+from exporter.cli.app import cli
 from tests.docs.cli_reference import cli_page
 from tests.docs.markdown import ROOT
 
@@ -13,7 +13,7 @@ PAGE = ROOT / "docs" / "cli.md"
 
 def test_page_is_the_help(update: bool) -> None:
     """The page equals what the commands say of themselves; ``--update`` writes it."""
-    text = cli_page(main)
+    text = cli_page(cli)
     if update:
         PAGE.write_text(text, encoding="utf-8")
     assert PAGE.read_text(encoding="utf-8") == text, "write it anew: tox -e docs -- --update"
@@ -22,7 +22,7 @@ def test_page_is_the_help(update: bool) -> None:
 def test_every_option_stands_in_the_page() -> None:
     """No visible option of any command is missing from the page, and each has a help text."""
     page = PAGE.read_text(encoding="utf-8")
-    for name, command in main.commands.items():
+    for name, command in ((name, cli.get_command(click.Context(cli), name)) for name in cli.list_commands(click.Context(cli))):
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not parameter.hidden:
                 assert parameter.help, f"{name} {parameter.opts} says nothing of itself"
