@@ -57,6 +57,7 @@ def report_from_document(document: object, samples: Mapping[str, Any] | None = N
     """Return the report that ``document`` holds; unknown keys are ignored, a missing key takes its default where there is one.
 
     Args:
+        document: what ``json.loads`` made of a ``report.json``.
         samples: what ``samples_from_report`` gave; None leaves the raw samples out.
         where: what to call the document in a message.
 
@@ -68,7 +69,8 @@ def report_from_document(document: object, samples: Mapping[str, Any] | None = N
         raise _misfit(where, "schema", schema, f"the name {_SCHEMA_NAME!r} and a version")
     if schema.get("version") != SCHEMA_VERSION:
         facts = {"file": where, "found": f"version {schema.get('version')!r}", "expected": f"version {SCHEMA_VERSION}"}
-        raise ArtifactError("E742", "the report was written with another schema", facts=facts, help="read it with the version of exporter that wrote it, or run again")
+        way_out = "read it with the version of exporter that wrote it, or run again"
+        raise ArtifactError("E742", "the report was written with another schema", facts=facts, help=way_out)
     body = dict(document)
     verdicts = body.get("verdicts")
     if isinstance(verdicts, list):
@@ -88,7 +90,7 @@ def _kind_of(evidence: object) -> str:
     return next(kind for kind, type_ in _EVIDENCE.items() if isinstance(evidence, type_))
 
 
-def _decode(kind: Any, value: Any, at: str, where: str) -> Any:  # noqa: ANN401, PLR0911 - one return per kind of type
+def _decode(kind: Any, value: Any, at: str, where: str) -> Any:  # noqa: ANN401 - JSON in, artefact out
     """Return ``value`` (JSON) as ``kind``, a type as the artefacts are annotated with."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
@@ -120,7 +122,7 @@ def _decode_union(arguments: tuple[Any, ...], value: Any, at: str, where: str) -
     kinds = [argument for argument in arguments if argument is not types.NoneType]
     if len(kinds) == 1:
         return _decode(kinds[0], value, at, where)
-    tag = value.get("kind") if isinstance(value, Mapping) else None
+    tag = str(value.get("kind")) if isinstance(value, Mapping) else ""
     _expect(tag in _EVIDENCE, where, f"{at}/kind", tag, f"one of {', '.join(_EVIDENCE)}")
     return _decode(_EVIDENCE[tag], value, at, where)
 

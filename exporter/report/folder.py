@@ -64,7 +64,8 @@ def _read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
     try:
         content = path.read_bytes()
     except OSError as err:
-        raise ArtifactError("E741", "there is no report here", facts={"file": path, "found": err.strerror or err}, help="exporter run makes one") from err
+        facts = {"file": path, "found": err.strerror or err}
+        raise ArtifactError("E741", "there is no report here", facts=facts, help="exporter run makes one") from err
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as err:

@@ -6,7 +6,7 @@ required, else skipped. The reason is the message; the numbers are the text.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import xml.etree.ElementTree as ET
 from typing import Final
 
@@ -48,7 +48,8 @@ def junit_from_report(report: Report) -> bytes:
     ET.SubElement(suite, "system-out").text = "\n".join(render_terminal(report))
     ET.SubElement(suite, "system-err")
     ET.indent(root, " ")
-    return ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+    content: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
+    return content + b"\n"
 
 
 def _case(verdict: Verdict) -> ET.Element:
@@ -59,8 +60,7 @@ def _case(verdict: Verdict) -> ET.Element:
         ET.SubElement(case, tag, {"message": _clean(_message(verdict))})
     elif tag:
         child = ET.SubElement(case, tag, {"message": _clean(_message(verdict)), "type": verdict.outcome.value})
-        advice = [printable(line) for line in phrases.advice(verdict)]
-        child.text = "\n".join(dict.fromkeys([*render_verdict(verdict), *advice]))
+        child.text = "\n".join(render_verdict(verdict))
     return case
 
 
@@ -79,9 +79,9 @@ def _message(verdict: Verdict) -> str:
 
 def _timestamp(started: str) -> str:
     """Return ``started`` in UTC without an offset, as the format wants it."""
-    moment = datetime.datetime.fromisoformat(started.replace("Z", "+00:00"))
+    moment = dt.datetime.fromisoformat(started.replace("Z", "+00:00"))
     if moment.tzinfo is not None:
-        moment = moment.astimezone(datetime.timezone.utc)
+        moment = moment.astimezone(dt.timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%S")
 
 

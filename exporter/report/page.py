@@ -8,7 +8,7 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
-from exporter.artifacts import LatencyEvidence, MetricEvidence, ParityEvidence, Report, TensorDrift, to_json
+from exporter.artifacts import LatencyEvidence, MetricEvidence, ParityEvidence, Report, TensorDrift, Verdict, to_json
 from exporter.errors import printable
 from exporter.report import phrases, pictures, units
 from exporter.report.picture import Picture
@@ -39,7 +39,7 @@ def page_from_report(report: Report) -> str:
         phrases=phrases,
         parities=[(index, verdict, verdict.evidence) for index, verdict in numbered if isinstance(verdict.evidence, ParityEvidence)],
         races=[(index, verdict, verdict.evidence) for index, verdict in numbered if isinstance(verdict.evidence, LatencyEvidence)],
-        metrics=[(index, verdict, verdict.evidence) for index, verdict in numbered if isinstance(verdict.evidence, MetricEvidence)],
+        metrics=_metric_groups(report),
         blocking=[verdict for verdict in report.verdicts if phrases.blocks(verdict)],
         settings=list(_flat_settings(to_json(report.config))),
         drift=_largest_drift(report),
@@ -69,6 +69,19 @@ def _pictures(report: Report) -> dict[str, Picture]:
         elif isinstance(evidence, LatencyEvidence):
             drawn += [pictures.latency_picture(evidence, name=f"latency-{index}"), pictures.rounds_picture(evidence, name=f"rounds-{index}")]
     return {picture.name: picture for picture in drawn if picture is not None}
+
+
+def _metric_groups(report: Report) -> list[list[Verdict]]:
+    """Return the verdicts on a task metric, those with the same numbers together."""
+    groups: list[list[Verdict]] = []
+    for verdict in report.verdicts:
+        if isinstance(verdict.evidence, MetricEvidence):
+            same = next((group for group in groups if group[0].evidence == verdict.evidence), None)
+            if same is None:
+                groups.append([verdict])
+            else:
+                same.append(verdict)
+    return groups
 
 
 def _largest_drift(report: Report) -> tuple[TensorDrift, ...]:

@@ -13,6 +13,7 @@ from exporter.report import units
 __all__ = ["advice", "blocks", "interval", "key_number", "limit", "outcome_sentence", "required_speedup", "title", "worst_output"]
 
 _SPEEDUP: Final = re.compile(r">=\s*(\d+(?:\.\d+)?)")
+_BLOCKED: Final = {Outcome.FAIL: "failed", Outcome.INCONCLUSIVE: "could not be decided", Outcome.NOT_RUN: "did not run though required"}
 _SLOWDOWN: Final = re.compile(r"(\d+(?:\.\d+)?)\s*%\s*slower")
 
 
@@ -59,8 +60,9 @@ def limit(verdict: Verdict) -> str:
     if isinstance(evidence, LatencyEvidence):
         return evidence.required
     if isinstance(evidence, MetricEvidence):
-        drop = units.metric_value(evidence.metric, evidence.allowed_drop)
-        return f"at most {drop} below {evidence.reference}"
+        if evidence.allowed_drop == 0:
+            return f"no lower than {evidence.reference}"
+        return f"at most {units.metric_value(evidence.metric, evidence.allowed_drop)} below {evidence.reference}"
     return ""
 
 
@@ -92,7 +94,7 @@ def outcome_sentence(report: Report) -> str:
         rest = f"; {idle} not run and not required" if idle else ""
         return f"{units.plural(passed, 'check')} passed{rest}."
     parts = []
-    for outcome, words in ((Outcome.FAIL, "failed"), (Outcome.INCONCLUSIVE, "could not be decided"), (Outcome.NOT_RUN, "did not run though required")):
+    for outcome, words in _BLOCKED.items():
         group = [title(verdict) for verdict in bad if verdict.outcome is outcome]
         if group:
             parts.append(f"{len(group)} of {units.plural(len(report.verdicts), 'check')} {words}: {', '.join(group)}")
@@ -116,7 +118,7 @@ def advice(verdict: Verdict) -> tuple[str, ...]:
             lines.append("the interval holds the limit: race on a quieter machine, or for more rounds ([latency] rounds)")
     elif isinstance(evidence, MetricEvidence):
         values = ", ".join(f"{name} {units.metric_value(evidence.metric, value)}" for name, value in evidence.values.items())
-        lines.append(f"{evidence.metric}: {values}; {limit(verdict)} is allowed")
+        lines.append(f"{evidence.metric}: {values}; required: {limit(verdict)}")
     return tuple(dict.fromkeys(lines))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from exporter.errors import printable
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-__all__ = ["ACCENT", "FAIL", "GRID", "INK", "MUTED", "PASS", "REFERENCE", "WARN", "Picture", "draw", "shortened"]
+__all__ = ["ACCENT", "FAIL", "GRID", "INK", "MUTED", "REFERENCE", "Picture", "draw", "shortened"]
 
 # marker colour -> what it becomes; nothing else on a figure has these values
 INK: Final = "#010101"
@@ -31,18 +32,14 @@ MUTED: Final = "#010102"
 GRID: Final = "#010103"
 ACCENT: Final = "#010104"
 REFERENCE: Final = "#010105"
-PASS: Final = "#010106"
-FAIL: Final = "#010107"
-WARN: Final = "#010108"
+FAIL: Final = "#010106"
 _THEME: Final = {
     INK: "currentColor",
     MUTED: "var(--muted)",
     GRID: "var(--line)",
     ACCENT: "var(--accent)",
     REFERENCE: "var(--reference)",
-    PASS: "var(--pass)",
     FAIL: "var(--fail)",
-    WARN: "var(--warn)",
 }
 _STYLE: Final = {
     "svg.fonttype": "none",
@@ -105,12 +102,12 @@ def draw(
     height_pt: float = 190.0,
 ) -> Picture:
     """Let ``paint`` draw on fresh axes and return the picture; equal calls give equal bytes."""
-    style: dict[str, Any] = {**_STYLE, "svg.hashsalt": name}
+    style: Any = {**_STYLE, "svg.hashsalt": name}  # a plain mapping: the names are matplotlib's
     # The page's own fonts show the text: that matplotlib's font lacks a glyph is of no consequence.
     with mpl.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(width_pt / _POINTS_PER_INCH, height_pt / _POINTS_PER_INCH), dpi=_POINTS_PER_INCH, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # type: ignore[union-attr]  # set just above
+        size_inch = (width_pt / _POINTS_PER_INCH, height_pt / _POINTS_PER_INCH)
+        figure = Figure(figsize=size_inch, dpi=_POINTS_PER_INCH, layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02))
         axes = figure.add_subplot()
         paint(axes)
         buffer = io.BytesIO()

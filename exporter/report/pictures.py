@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from exporter.artifacts import BakeSummary, LatencyEvidence, Outcome, OutputParity, TensorDrift
 from exporter.report import phrases, units
-from exporter.report.picture import ACCENT, FAIL, GRID, INK, PASS, REFERENCE, WARN, Picture, draw, shortened
+from exporter.report.picture import ACCENT, FAIL, GRID, INK, REFERENCE, Picture, draw, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,6 @@ _MAX_BARS: Final = 24
 _NUM_BINS: Final = 48
 _WIDE_RANGE: Final = 30.0
 """Largest over smallest value from which an axis is logarithmic."""
-_OUTCOME_COLOURS: Final = {Outcome.PASS: PASS, Outcome.FAIL: FAIL, Outcome.INCONCLUSIVE: WARN, Outcome.NOT_RUN: REFERENCE}
 
 
 def drift_picture(summary: BakeSummary) -> Picture | None:
@@ -42,8 +41,8 @@ def drift_picture(summary: BakeSummary) -> Picture | None:
         title="Distance of the averaged weights from the raw weights, per tensor",
         description=f"{part}, in the order of the model; the largest distance is {units.error(largest.relative)} in {largest.name}",
         keys=(("candidate", f"‖ema - raw‖ / ‖raw‖, {part}"),),
-        width_pt=560,
-        height_pt=44 + 15 * len(shown),
+        width_pt=420,
+        height_pt=40 + 13.5 * len(shown),
     )
 
 
@@ -56,7 +55,7 @@ def error_picture(candidate: str, output: OutputParity, edges: Sequence[float], 
         name=name,
         title=f"Errors of {candidate}, output {output.output}",
         description=(
-            f"share of elements by the size of their error over the RMS of the output, log scale; relative L2 error {units.error(output.relative_l2)}, "
+            f"share of elements by their error over the RMS of the output, log scale; relative L2 error {units.error(output.relative_l2)}, "
             f"own error of the unfused model {units.error(output.own_error)}, allowed {units.error(output.allowed)}"
         ),
         keys=(
@@ -100,7 +99,10 @@ def rounds_picture(evidence: LatencyEvidence, *, name: str) -> Picture | None:
         lambda axes: _paint_rounds(axes, evidence, required),
         name=name,
         title=f"Speed-up of {evidence.candidate} over {evidence.reference}, round by round",
-        description=f"{units.plural(evidence.rounds, 'round')}, {units.ratio(evidence.speedup)} with the interval {phrases.interval(evidence)}; {evidence.required}",
+        description=(
+            f"{units.plural(evidence.rounds, 'round')}, {units.ratio(evidence.speedup)} with the interval {phrases.interval(evidence)}; "
+            f"required: {evidence.required}"
+        ),
         keys=tuple(keys),
     )
 
@@ -120,8 +122,8 @@ def speedup_picture(races: Sequence[tuple[LatencyEvidence, Outcome]]) -> Picture
         title=f"Speed-up over {races[0][0].reference}",
         description=facts,
         keys=tuple(keys),
-        width_pt=560,
-        height_pt=62 + 26 * len(races),
+        width_pt=420,
+        height_pt=44 + 25 * len(races),
     )
 
 
@@ -137,7 +139,8 @@ def _paint_drift(axes: Axes, shown: Sequence[TensorDrift]) -> None:
     right = max(positive, default=1.0) * (2.2 if is_log else 1.12)
     axes.set_xlim(floor, right)
     for place, value in zip(places, values, strict=True):
-        axes.annotate(f"{value:.2g}", (max(value, floor), place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+        end = (max(value, floor), place)
+        axes.annotate(f"{value:.2g}", end, xytext=(4, 0), textcoords="offset points", va="center_baseline", fontsize=8, color=INK)
     axes.set_yticks(places, labels=[_label(drift.name) for drift in shown])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(len(shown) - 0.4, -0.6)
@@ -153,7 +156,7 @@ def _paint_errors(axes: Axes, output: OutputParity, edges: Sequence[float]) -> N
     bounds = _finite_edges(edges)
     centres, widths = (bounds[1:] + bounds[:-1]) / 2, np.diff(bounds)
     axes.bar(centres, 100 * counts / counts.sum(), width=0.92 * widths, color=ACCENT, alpha=0.75, linewidth=0)
-    marks = [(output.own_error, REFERENCE, (0, (2, 1.5))), (output.allowed, FAIL, "solid"), (output.relative_l2, INK, "solid")]
+    marks = [(output.relative_l2, INK, "solid"), (output.own_error, REFERENCE, (0, (2, 1.5))), (output.allowed, FAIL, "solid")]
     found = [math.log10(value) for value, _, _ in marks if value > 0 and math.isfinite(value)]
     for value, colour, dash in marks:
         if value > 0 and math.isfinite(value):
@@ -172,7 +175,7 @@ def _paint_errors(axes: Axes, output: OutputParity, edges: Sequence[float]) -> N
 
 
 def _paint_latency(axes: Axes, evidence: LatencyEvidence, medians: tuple[float, float], limit_ms: float) -> None:
-    lowest = min(min(evidence.samples_ms), min(evidence.reference_samples_ms))
+    lowest = min(*evidence.samples_ms, *evidence.reference_samples_ms)
     bins = np.linspace(lowest - 0.02 * (limit_ms - lowest), limit_ms, _NUM_BINS + 1)
     both = ((evidence.reference_samples_ms, REFERENCE, medians[1]), (evidence.samples_ms, ACCENT, medians[0]))
     for samples, colour, median in both:
@@ -208,25 +211,26 @@ def _paint_rounds(axes: Axes, evidence: LatencyEvidence, required: float | None)
 
 
 def _paint_speedups(axes: Axes, races: Sequence[tuple[LatencyEvidence, Outcome]], required: float | None) -> None:
-    for place, (race, outcome) in enumerate(races):
-        colour = _OUTCOME_COLOURS[outcome]
-        axes.plot([race.speedup_low, race.speedup_high], [place, place], color=colour, linewidth=2.4, solid_capstyle="butt")
-        axes.plot([race.speedup_low, race.speedup_high], [place, place], color=colour, marker="|", markersize=9, markeredgewidth=1.8, linestyle="none")
-        axes.plot([race.speedup], [place], color=colour, marker="o", markersize=6)
+    for place, (race, _) in enumerate(races):
+        ends = [race.speedup_low, race.speedup_high]
+        axes.plot(ends, [place, place], color=ACCENT, linewidth=2.4, solid_capstyle="butt")
+        axes.plot(ends, [place, place], color=ACCENT, marker="|", markersize=9, markeredgewidth=1.8, linestyle="none")
+        axes.plot([race.speedup], [place], color=ACCENT, marker="o", markersize=6)
         text = f"{race.speedup:.2f} x"
         axes.annotate(text, (race.speedup, place), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9, color=INK)
     axes.axvline(1.0, color=REFERENCE, linewidth=1.2, linestyle=(0, (2, 1.5)))
     if required is not None:
         axes.axvline(required, color=FAIL, linewidth=1.4)
-    ends = [1.0, *(race.speedup_low for race, _ in races), *(race.speedup_high for race, _ in races), *([required] if required is not None else [])]
-    finite = [end for end in ends if math.isfinite(end)]
+    shown = [1.0 if required is None else required, 1.0]
+    shown += [end for race, _ in races for end in (race.speedup_low, race.speedup, race.speedup_high)]
+    finite = [value for value in shown if math.isfinite(value)]
     space = max(0.08 * (max(finite) - min(finite)), 0.03)
     axes.set_xlim(min(finite) - space, max(finite) + space)
     axes.set_yticks(range(len(races)), labels=[shortened(race.candidate, 22) for race, _ in races])
     axes.set_ylim(len(races) - 0.5, -0.75)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
     axes.grid(axis="x", color=GRID)
 
@@ -254,8 +258,8 @@ def _shown_range(evidence: LatencyEvidence) -> tuple[float, int]:
 
 
 def _largest(evidence: LatencyEvidence) -> float:
-    return max(max(evidence.samples_ms), max(evidence.reference_samples_ms))
+    return max(*evidence.samples_ms, *evidence.reference_samples_ms)
 
 
 def _label(name: str) -> str:
-    return shortened(re.sub(r"\.weight$", "", name) or name)
+    return shortened(re.sub(r"\.weight$", "", name) or name, 30)

@@ -27,6 +27,7 @@ def render_terminal(report: Report, folder: Path | None = None) -> list[str]:
     """Return the screen of ``exporter run``: a row per stage, a row per group of verdicts, the overall outcome.
 
     Args:
+        report: what the run found out.
         folder: the run folder, named in the last line; None leaves it out.
     """
     rows: list[tuple[str, str, str, str, tuple[str, ...]]] = []
@@ -62,7 +63,8 @@ def render_verdict(verdict: Verdict) -> list[str]:
     elif isinstance(evidence, ParityEvidence):
         lines = _parity_lines(head, verdict, evidence)
     elif isinstance(evidence, LatencyEvidence):
-        lines = [head.removesuffix(f"{verdict.subject}: ") + _latency_text(evidence, verdict.subject), *(_INDENT + line for line in _latency_details(verdict, evidence))]
+        lines = [head.removesuffix(f"{verdict.subject}: ") + _latency_text(evidence, verdict.subject)]
+        lines += [_INDENT + line for line in _latency_details(verdict, evidence)]
     else:
         lines = [head + _metric_text(evidence)]
         if verdict.outcome is not Outcome.PASS:
@@ -209,7 +211,7 @@ def _average_health(summary: BakeSummary) -> str:
     candidate = summary.candidate
     if candidate is None:
         return "unknown"
-    facts = [candidate.state]
+    facts: list[str] = [candidate.state]
     if candidate.updates is not None:
         facts.append(units.plural(candidate.updates, "update"))
     if candidate.decay is not None:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["bytes_text", "decibels", "error", "metric_value", "milliseconds", "percent", "plural", "ratio", "seconds_text", "shape_text"]
+__all__ = [
+    "bytes_text",
+    "decibels",
+    "error",
+    "metric_difference",
+    "metric_value",
+    "milliseconds",
+    "percent",
+    "plural",
+    "ratio",
+    "seconds_text",
+    "shape_text",
+]
 
 _BYTES_PER_STEP = 1000
 _FRACTIONS = frozenset({"accuracy", "top-1", "top-5", "top1", "top5"})
@@ -68,6 +80,13 @@ def percent(value: float, digits: int = 1) -> str:
 def metric_value(metric: str, value: float) -> str:
     """Return a value of a task metric: an accuracy in per cent, anything else with four significant digits."""
     return percent(value) if metric.lower() in _FRACTIONS else f"{value:.4g}"
+
+
+def metric_difference(metric: str, value: float) -> str:
+    """Return a signed difference of two values of a metric, an accuracy in percentage points: ``-0.3 points``."""
+    if metric.lower() in _FRACTIONS:
+        return f"{100 * value:+.1f} points" if value else "same"
+    return f"{value:+.4g}" if value else "same"
 
 
 def plural(count: int, noun: str) -> str:

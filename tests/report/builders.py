@@ -133,8 +133,12 @@ def parity(
         localisation=localisation,
     )
     if not broken:
-        return Verdict("parity", subject, Outcome.PASS, f"{len(judged)} of {len(judged)} outputs agree with the reference", evidence=evidence, seconds=1.9)
-    return Verdict("parity", subject, Outcome.FAIL, f"{', '.join(broken)}: the relative L2 error is beyond what is allowed", evidence=evidence, seconds=2.4)
+        return Verdict(
+            "parity", subject, Outcome.PASS, f"{len(judged)} of {len(judged)} outputs agree with the reference", evidence=evidence, seconds=1.9
+        )
+    return Verdict(
+        "parity", subject, Outcome.FAIL, f"{', '.join(broken)}: the relative L2 error is beyond what is allowed", evidence=evidence, seconds=2.4
+    )
 
 
 def latency(
@@ -219,9 +223,20 @@ def _output(name: str, rng: np.random.Generator, *, is_broken: bool) -> OutputPa
 
 def _report(outcome: Outcome, verdicts: tuple[Verdict, ...], *, run: str) -> Report:
     rng = np.random.default_rng(7)
-    blocks = [f"stages.{stage}.blocks.{block}.{part}" for stage in range(4) for block in range(3) for part in ("conv1", "bn1", "depthwise", "bn2", "project")]
-    drift = tuple(TensorDrift(f"{name}.weight", float(10 ** rng.uniform(-2.6, -0.4)), float(10 ** rng.uniform(-3, -1))) for name in ("stem.conv", *blocks, "head.fc"))
-    convs = [("stem.bn", "stem.conv"), *((f"{name}.bn{i}", f"{name}.conv{i}") for name in ("layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0") for i in (1, 2))]
+    blocks = [
+        f"stages.{stage}.blocks.{block}.{part}"
+        for stage in range(4)
+        for block in range(3)
+        for part in ("conv1", "bn1", "depthwise", "bn2", "project")
+    ]
+    drift = tuple(
+        TensorDrift(f"{name}.weight", float(10 ** rng.uniform(-2.6, -0.4)), float(10 ** rng.uniform(-3, -1)))
+        for name in ("stem.conv", *blocks, "head.fc")
+    )
+    convs = [
+        ("stem.bn", "stem.conv"),
+        *((f"{name}.bn{i}", f"{name}.conv{i}") for name in ("layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0") for i in (1, 2)),
+    ]
     digest = "3f1c9a7be2d04a55c1f0e8d7b6a5948372615f4e3d2c1b0a99887766554433ff"
     return Report(
         run=run,
