@@ -1,0 +1,46 @@
+"""Stage 3/7: Weights + model -> Graph.
+
+Trace the network with ``torch.export``, plan over an abstract view of the graph which BatchNorms have an exact fold, and carry
+the plan out on a copy. Every BatchNorm is either folded or refused with its reason; none is left out.
+
+    tracing.py      module -> exported program, with the names of inputs and outputs
+    aten.py         exported program -> abstract graph (an adapter)
+    abstract.py     values, operators, roles: all that the planner sees
+    rewrites/       one fold per file: requires, apply, ensures
+    algebra.py      the float64 formulas, rounded once
+    planning.py     abstract graph + rewrites -> plan
+    surgery.py      plan + exported program -> folded program
+    folding.py      the stage: all of it
+    storage.py      ``.pt2`` files with a keyed record
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from exporter.graph.keys import graph_key
+
+if TYPE_CHECKING:
+    from exporter.graph.folding import fold
+    from exporter.graph.precision import fold_error_in_float64, program_in_float64
+    from exporter.graph.storage import load_graph, save_graph
+    from exporter.graph.tracing import Traced, trace
+
+__all__ = ["Traced", "fold", "fold_error_in_float64", "graph_key", "load_graph", "program_in_float64", "save_graph", "trace"]
+
+_HOMES = {
+    "Traced": "exporter.graph.tracing",
+    "fold": "exporter.graph.folding",
+    "fold_error_in_float64": "exporter.graph.precision",
+    "load_graph": "exporter.graph.storage",
+    "program_in_float64": "exporter.graph.precision",
+    "save_graph": "exporter.graph.storage",
+    "trace": "exporter.graph.tracing",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the home defines; torch is imported on first use
+    if name not in _HOMES:
+        raise AttributeError(f"module 'exporter.graph' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

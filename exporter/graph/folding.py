@@ -1,0 +1,73 @@
+"""The stage: an exported program -> the same program with every BatchNorm folded that has an exact fold."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+from exporter.artifacts import Graph, Provenance, Refusal, RefusalReason
+from exporter.config import FoldConfig
+from exporter.errors import InternalError
+from exporter.factories import installed_version
+from exporter.graph.aten import ProgramConstants, abstract_graph, count_calls, nested_batch_norms
+from exporter.graph.planning import Plan, make_plan
+from exporter.graph.surgery import folded_program
+from exporter.graph.tracing import Traced
+
+__all__ = ["fold"]
+
+
+def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph:
+    """Fold the BatchNorms of ``traced``; what is not folded is refused by name.
+
+    Args:
+        traced: the network; it is left as it is.
+        config: ``enabled`` and the patterns of what to ``keep``.
+        provenance: what the network was made from; versions and the numbers of folds are added.
+
+    Raises:
+        InternalError: the folded program does not pass torch's verifier, or differs from the plan (E391, E392).
+    """
+    program = traced.program
+    abstract = abstract_graph(program)
+    num_seen = len(abstract.channel_affines())
+    plan = make_plan(abstract, ProgramConstants(program), config)
+    nested = [
+        Refusal(name, RefusalReason.NOT_LINEAR, (), "it stands in a nested graph (torch.cond, or a part that runs with another grad mode)") for name in nested_batch_norms(program)
+    ]
+    plan = Plan(plan.edits, plan.folded, (*plan.refusals, *nested))
+    folded = folded_program(program, plan.edits)
+    num_batch_norms = num_seen + len(nested)
+    _check_against_plan(plan, num_batch_norms, len(abstract_graph(folded).channel_affines()) + len(nested))
+    return Graph(
+        unfused=program,
+        folded_program=folded,
+        inputs=traced.inputs,
+        outputs=traced.outputs,
+        folded=plan.folded,
+        refusals=plan.refusals,
+        num_batch_norms=num_batch_norms,
+        ops_before=count_calls(program),
+        ops_after=count_calls(folded),
+        provenance=_extended(provenance, plan, num_batch_norms),
+    )
+
+
+def _check_against_plan(plan: Plan, num_before: int, num_after: int) -> None:
+    if num_after != num_before - len(plan.folded) or num_after != len(plan.refusals):
+        found = f"{num_before} BatchNorms before, {num_after} after, {len(plan.folded)} folded, {len(plan.refusals)} refused"
+        raise InternalError("E392", "the folded program differs from the plan", facts={"found": found})
+
+
+def _extended(provenance: Provenance, plan: Plan, num_batch_norms: int) -> Provenance:
+    reasons = collections.Counter(refusal.reason.name.lower() for refusal in plan.refusals)
+    lineage = {
+        **provenance.lineage,
+        "batch_norms": str(num_batch_norms),
+        "folded": str(len(plan.folded)),
+        "refused": str(len(plan.refusals)),
+    }
+    if reasons:
+        lineage["refused_for"] = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+    versions = {**{name: installed_version(name) for name in ("exporter", "torch")}, **provenance.versions}
+    return dataclasses.replace(provenance, lineage=lineage, versions=versions)

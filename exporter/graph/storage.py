@@ -1,0 +1,107 @@
+"""Keep a graph on disk: two ``.pt2`` files, each with a keyed record.
+
+``torch.export.load`` executes what is in a file, so it only ever gets bytes whose digest stands in a record that this machine
+signed with its own secret. There is no way around that check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from exporter.artifacts import Digest, Folded, Graph, Provenance, Refusal, RefusalReason, TensorSpec, to_json
+from exporter.errors import ArtifactError
+from exporter.files import atomic_write
+from exporter.records import read_record, record_path, write_record
+
+__all__ = ["load_graph", "save_graph", "unfused_path"]
+
+
+def unfused_path(path: Path) -> Path:
+    """Return where the unfolded program lies beside the folded one at ``path``: ``net.fused.pt2`` -> ``net.fused.unfused.pt2``."""
+    return path.with_name(f"{path.stem}.unfused{path.suffix}")
+
+
+def save_graph(graph: Graph, path: Path, *, key: str) -> Graph:
+    """Write the folded program to ``path`` and the unfolded one beside it; the record of ``path`` comes last.
+
+    Returns:
+        ``graph`` with ``path`` and ``digest`` set.
+
+    Raises:
+        ArtifactError: a file could not be written; an older graph at ``path`` is no longer valid then, and made again.
+    """
+    record_path(path).unlink(missing_ok=True)  # until all is written, there is no graph
+    _save_program(graph.unfused, unfused_path(path))
+    unfused = write_record(unfused_path(path), key=key, content={})
+    _save_program(graph.folded_program, path)
+    content = {
+        "unfused_sha256": unfused.hex,
+        **{
+            name: to_json(getattr(graph, name))
+            for name in ("inputs", "outputs", "folded", "refusals", "num_batch_norms", "ops_before", "ops_after", "provenance")
+        },
+    }
+    digest = write_record(path, key=key, content=content)
+    return dataclasses.replace(graph, path=path, digest=digest)
+
+
+def load_graph(path: Path, *, key: str | None = None) -> Graph | None:
+    """Return the graph at ``path``; None where it has to be made again (missing, altered, not ours, or made from something else)."""
+    content = read_record(path, key=key)
+    if content is None or read_record(unfused_path(path), key=key) is None:
+        return None
+    folded, digest = _load_program(path)
+    unfused, unfused_digest = _load_program(unfused_path(path))
+    if folded is None or unfused is None or unfused_digest != content.get("unfused_sha256"):
+        return None
+    return Graph(
+        unfused=unfused,
+        folded_program=folded,
+        inputs=_specs(content["inputs"]),
+        outputs=_specs(content["outputs"]),
+        folded=tuple(Folded(**{**entry, "max_scale": float(entry["max_scale"])}) for entry in content["folded"]),
+        refusals=tuple(Refusal(entry["batch_norm"], RefusalReason(entry["reason"]), tuple(entry["culprits"]), entry["detail"]) for entry in content["refusals"]),
+        num_batch_norms=content["num_batch_norms"],
+        ops_before=content["ops_before"],
+        ops_after=content["ops_after"],
+        provenance=Provenance(**content["provenance"]),
+        path=path,
+        digest=Digest(digest, "file"),
+    )
+
+
+def _save_program(program: ExportedProgram, path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def _load_program(path: Path) -> tuple[ExportedProgram | None, str]:
+    """Load exactly the bytes whose digest the record of ``path`` states; None where they are not those."""
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        raise ArtifactError("E341", "a stored graph cannot be read", facts={"file": path, "found": err.strerror or err}) from err
+    digest = hashlib.sha256(content).hexdigest()
+    if read_record(path) is None or _recorded_digest(path) != digest:
+        return None, digest
+    return torch.export.load(io.BytesIO(content)), digest
+
+
+def _recorded_digest(path: Path) -> str:
+    body: Any = json.loads(record_path(path).read_text(encoding="utf-8"))
+    return str(body.get("sha256", "")) if isinstance(body, Mapping) else ""
+
+
+def _specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(entry["name"], tuple(entry["shape"]), entry["dtype"]) for entry in entries)

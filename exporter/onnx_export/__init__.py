@@ -1,0 +1,35 @@
+"""Stage 4/7: Graph -> OnnxModel.
+
+Export the folded program, tidy what the exporter leaves behind, check the result against the plan and with ONNX's own checker,
+and write it whole or not at all, with its lineage in the file.
+
+    exporting.py    the stage
+    tidying.py      passes over the exported model
+    shapes.py       names of dynamic axes
+    checking.py     what a model of ours must satisfy
+    writing.py      bytes on disk, external data, record
+    reading.py      an ``.onnx`` from anywhere, as data
+    external.py     where external data may lie
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from exporter.onnx_export.keys import onnx_key
+
+if TYPE_CHECKING:
+    from exporter.onnx_export.exporting import export_onnx
+    from exporter.onnx_export.reading import open_onnx
+    from exporter.onnx_export.writing import load_onnx
+
+__all__ = ["export_onnx", "load_onnx", "onnx_key", "open_onnx"]
+
+_HOMES = {"export_onnx": "exporter.onnx_export.exporting", "load_onnx": "exporter.onnx_export.writing", "open_onnx": "exporter.onnx_export.reading"}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the home defines; torch and onnx are imported on first use
+    if name not in _HOMES:
+        raise AttributeError(f"module 'exporter.onnx_export' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

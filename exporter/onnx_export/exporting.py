@@ -1,0 +1,138 @@
+"""Folded program -> ONNX model, through ``torch.onnx.export(dynamo=True)``.
+
+The exporter's own optimiser stays off: it folds BatchNorms by its own rules, also those that the plan refused or that the user
+wants kept, and says nothing about it. What it would tidy otherwise is done by ``tidying.py``, in the open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir
+import torch
+
+from exporter.artifacts import Graph, OnnxModel, Provenance
+from exporter.config import OnnxConfig
+from exporter.errors import ExportError
+from exporter.factories import installed_version
+from exporter.onnx_export.checking import check_against_graph
+from exporter.onnx_export.keys import LIBRARIES
+from exporter.onnx_export.shapes import fix_batch_, name_axes_
+from exporter.onnx_export.tidying import tidy_
+from exporter.onnx_export.writing import write_onnx
+
+__all__ = ["export_onnx"]
+
+_TRAINING_CALLS = {"aten::batch_norm": 5, "aten::native_batch_norm": 5, "aten::_native_batch_norm_legit": 5, "aten::cudnn_batch_norm": 5}
+"""Operator -> position of its ``training`` argument."""
+
+
+def export_onnx(graph: Graph, path: Path, config: OnnxConfig, *, key: str) -> OnnxModel:
+    """Write the folded program of ``graph`` to ``path``.
+
+    Inputs and outputs keep their names and order; a dynamic axis keeps its name. With ``dynamic_batch = false`` the axis called
+    ``batch`` is fixed at 1. The same graph gives the same bytes.
+
+    Args:
+        graph: the folded graph.
+        path: an ``.onnx``; beyond 2 GiB the weights go to a file beside it, named by their digest.
+        config: the opset and whether the batch is dynamic.
+        key: cache key for the record, from ``onnx_key``.
+
+    Raises:
+        ExportError: the program has a BatchNorm in training mode (E401), an operator has no ONNX form (E402), or the model does
+            not pass ONNX's checker and strict shape inference (E403). Nothing was written.
+        InternalError: the model has a BatchNorm that the plan folded, or other inputs and outputs (E491).
+        ArtifactError: the file could not be written (E711).
+    """
+    _refuse_training(graph)
+    model = _exported(graph, config)
+    name_axes_(model, graph.inputs)
+    if not config.dynamic_batch:
+        fix_batch_(model)
+    tidy_(model)
+    provenance = _provenance(graph, config)
+    _label_(model, graph, provenance)
+    check_against_graph(model, graph, opset=config.opset)
+    return write_onnx(model, path, provenance, key=key)
+
+
+def _refuse_training(graph: Graph) -> None:
+    """Refuse a BatchNorm that normalises with the batch's statistics although it has running ones.
+
+    The exporter would write it as if it used the running ones, which is another function, and would not say so.
+    """
+    found = []
+    for module in graph.folded_program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            position = _TRAINING_CALLS.get(node.target._schema.name) if isinstance(node.target, torch._ops.OpOverload) else None
+            if position is not None and len(node.args) > position and node.args[position] is True and node.args[3] is not None:
+                found.append(str(list((node.meta.get("nn_module_stack") or {"": (node.name, "")}).values())[-1][0]))
+    if found:
+        help_text = "put it in eval mode: a train() that ignores its argument keeps it in training mode, and so does batch_norm(..., training=True) in forward"
+        raise ExportError("E401", "a BatchNorm is in training mode, which ONNX would silently turn into eval mode", facts={"BatchNorm": ", ".join(found)}, help=help_text)
+
+
+def _exported(graph: Graph, config: OnnxConfig) -> onnx_ir.Model:
+    names = [spec.name for spec in graph.inputs], [spec.name for spec in graph.outputs]
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                graph.folded_program, (), None, dynamo=True, optimize=False, verbose=False, opset_version=config.opset, input_names=names[0], output_names=names[1]
+            )
+        except torch.onnx.errors.OnnxExporterError as err:
+            cause: BaseException = err
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            said = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+            raise ExportError("E402", "a part of the network has no ONNX form", facts={"torch says": said[:400], "opset": config.opset}) from err
+    if program is None:
+        raise ExportError("E402", "a part of the network has no ONNX form", facts={"opset": config.opset})
+    return program.model
+
+
+def _provenance(graph: Graph, config: OnnxConfig) -> Provenance:
+    versions = {**graph.provenance.versions, **{name: installed_version(name) for name in LIBRARIES}}
+    lineage = {**graph.provenance.lineage, "opset": str(config.opset)}
+    made_from = {"graph": str(graph.digest)} if graph.digest is not None else dict(graph.provenance.made_from)
+    return dataclasses.replace(graph.provenance, stage="onnx_export", made_from=made_from, settings=config.model_dump(mode="json"), versions=versions, lineage=lineage)
+
+
+def _label_(model: onnx_ir.Model, graph: Graph, provenance: Provenance) -> None:
+    """Write the lineage into the file: every key begins with ``exporter.``."""
+    model.producer_name, model.producer_version = "exporter", provenance.versions["exporter"]
+    model.graph.name = "main"
+    facts = {f"exporter.{name}": str(text) for name, text in provenance.lineage.items()}
+    facts |= {f"exporter.version.{name}": text for name, text in provenance.versions.items()}
+    facts |= {f"exporter.made_from.{name}": text for name, text in graph.provenance.made_from.items()}
+    facts["exporter.folds"] = json.dumps({fold.batch_norm: fold.producer for fold in graph.folded}, sort_keys=True)
+    facts["exporter.refusals"] = json.dumps({refusal.batch_norm: refusal.reason.name for refusal in graph.refusals}, sort_keys=True)
+    model.metadata_props.clear()
+    model.metadata_props.update(dict(sorted(facts.items())))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence two things that a user can do nothing about, and nothing else.
+
+    The exporter deep-copies the program; rebuilding its pytree specs instantiates a class that torch itself deprecates. And it
+    notes that torchvision's operators are not registered where torchvision is not installed.
+    """
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "torchvision is not installed" not in record.getMessage()
+
+    registration.addFilter(is_news)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning)
+            yield
+    finally:
+        registration.removeFilter(is_news)

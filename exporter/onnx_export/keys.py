@@ -1,0 +1,19 @@
+"""Cache key of the ONNX model."""
+
+from __future__ import annotations
+
+from exporter.artifacts import Digest
+from exporter.config import OnnxConfig
+from exporter.factories import installed_version
+from exporter.files import digest_of_settings
+
+__all__ = ["LIBRARIES", "onnx_key"]
+
+LIBRARIES = ("exporter", "onnx", "onnx-ir", "onnxscript", "torch")
+"""Libraries whose version decides what is in the file."""
+
+
+def onnx_key(graph: Digest, config: OnnxConfig) -> str:
+    """Return the digest of everything that decides the ONNX model made from the stored graph with digest ``graph``."""
+    versions = {name: installed_version(name) for name in LIBRARIES}
+    return digest_of_settings({"graph": str(graph), "onnx": config.model_dump(mode="json"), "versions": versions}).hex

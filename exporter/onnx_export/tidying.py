@@ -1,0 +1,76 @@
+"""Passes over the exported model that change no number of the function it computes.
+
+    computed zero biases   a convolution without bias gets one that is computed at run time; for conv3d of the wrong shape. They go.
+    constants              shape arithmetic on known shapes becomes constants; BatchNorms are never touched by it.
+    reshapes               a target shape that is computed but known up to one axis becomes a constant.
+    names and metadata     each node keeps the name of its module as ``exporter.module``; traces with paths of this machine go.
+"""
+
+from __future__ import annotations
+
+import ast
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript import optimizer
+from onnxscript.rewriter import rewrite
+from onnxscript.rewriter.rules.common import materialize_reshape_shape_rule, no_op_cast_rule
+
+__all__ = ["tidy_"]
+
+_BIAS_POSITION = {"Conv": 2, "ConvTranspose": 2}
+
+
+def tidy_(model: ir.Model) -> None:
+    """Run all passes over ``model``, in place."""
+    common.InlinePass()(model)
+    _drop_computed_zero_biases_(model)
+    optimizer.fold_constants(model, should_fold=lambda node: False if node.op_type == "BatchNormalization" else None)
+    rewrite(model, [materialize_reshape_shape_rule, no_op_cast_rule])
+    modules = {node: _module_of(node) for node in model.graph.all_nodes()}
+    common.ClearMetadataAndDocStringPass()(model)
+    for node, module in modules.items():
+        if module:
+            node.metadata_props["exporter.module"] = module
+    model.graph.metadata_props.clear()
+    for step in (
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+        common.TopologicalSortPass(),
+    ):
+        step(model)
+
+
+def _drop_computed_zero_biases_(model: ir.Model) -> None:
+    for node in model.graph.all_nodes():
+        position = _BIAS_POSITION.get(node.op_type)
+        if position is None or len(node.inputs) <= position:
+            continue
+        bias = node.inputs[position]
+        if bias is not None and _is_expanded_zero(bias):
+            node.replace_input_with(position, None)
+
+
+def _is_expanded_zero(value: ir.Value) -> bool:
+    expand = value.producer()
+    if expand is None or expand.op_type != "Expand":
+        return False
+    source = expand.inputs[0]
+    while source is not None and (producer := source.producer()) is not None and producer.op_type in {"CastLike", "Cast"}:
+        source = producer.inputs[0]
+    constant = ir.convenience.get_const_tensor(source) if source is not None else None
+    return constant is not None and constant.size == 1 and not constant.numpy().any()
+
+
+def _module_of(node: ir.Node) -> str:
+    """Return the name of the module that a node came from: the last dotted name among the scopes that torch noted."""
+    noted = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if not noted:
+        return ""
+    scopes = ast.literal_eval(noted)
+    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
