@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import os
-
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")  # before numpy and torch read them: timings and sums do not depend on the machine's load
-os.environ.setdefault("MPLBACKEND", "Agg")
-
 import shutil
 import subprocess
 import sys
@@ -15,6 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")  # before numpy and torch read them: timings and sums do not depend on the machine's load
+os.environ.setdefault("MPLBACKEND", "Agg")
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIRE_BROWSER = "EXPORTER_REQUIRE_BROWSER"
@@ -78,7 +77,9 @@ def run_cli(tmp_path: Path) -> RunCli:
     the rest.
     """
 
-    def run(*args: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
+    def run(
+        *args: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, timeout_s: float = 240.0
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-c", "import sys; from exporter.cli.app import main; sys.exit(main())", *map(str, args)],
             cwd=cwd or tmp_path,

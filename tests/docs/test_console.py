@@ -78,7 +78,9 @@ def test_shown_sessions_are_real(page: str, digits: Path, shell_environment: dic
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "python" and not b.not_run], ids=str)
 def test_shown_programs_run(block: Block, digits: Path, shell_environment: dict[str, str]) -> None:
     """Every Python block of a page runs by itself in a copy of the fixture."""
-    done = subprocess.run([sys.executable, "-c", block.text], cwd=digits, env=shell_environment, text=True, capture_output=True, timeout=280, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", block.text], cwd=digits, env=shell_environment, text=True, capture_output=True, timeout=280, check=False
+    )
     assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 

@@ -14,7 +14,11 @@ ROW = re.compile(r"^\| `(E[1-9]\d\d)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$")
 
 def codes_in(source: str) -> set[str]:
     """Return every string in ``source`` that is an error code and nothing else."""
-    return {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value)}
+    return {
+        node.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value)
+    }
 
 
 def codes_raised() -> dict[str, set[str]]:

@@ -1,6 +1,6 @@
 """Check files before they are committed: size, final newline, trailing spaces, valid TOML, YAML and JSON.
 
-    python tests/project/file_guard.py FILE...
+python tests/project/file_guard.py FILE...
 """
 
 from __future__ import annotations

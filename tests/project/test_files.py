@@ -12,7 +12,10 @@ import pytest
 from tests.project.file_guard import LIMIT_BYTES, faults_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-HOSTS = tuple(".".join(parts) for parts in [("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("download", "pytorch", "org"), ("pypi", "nvidia", "com")])
+HOSTS = tuple(
+    ".".join(parts)
+    for parts in [("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("download", "pytorch", "org"), ("pypi", "nvidia", "com")]
+)
 MODULE_LINES, DATA_MODULE_LINES = 400, 700
 
 
@@ -48,7 +51,11 @@ def test_no_file_names_a_host_to_install_from(tracked: list[Path]) -> None:
 def test_no_file_names_a_home_folder(tracked: list[Path]) -> None:
     """No path of somebody's machine stands in a file."""
     pattern = re.compile(rb"(?<![\w.])/(root|home/\w+|work|Users/\w+)/[\w.]+")
-    named = {p.relative_to(ROOT).as_posix(): pattern.findall(p.read_bytes()) for p in tracked if p.suffix in {".py", ".md", ".toml", ".ini", ".txt", ".yml", ".yaml", ".html", ".j2"}}
+    named = {
+        p.relative_to(ROOT).as_posix(): pattern.findall(p.read_bytes())
+        for p in tracked
+        if p.suffix in {".py", ".md", ".toml", ".ini", ".txt", ".yml", ".yaml", ".html", ".j2"}
+    }
     assert {name: hits for name, hits in named.items() if hits} == {}
 
 
