@@ -1,0 +1,29 @@
+"""Run one artefact behind one protocol: torch, ONNX Runtime, TensorRT.
+
+A runner is used in ``with``: entering loads the artefact, leaving frees what it held. The protocol is in
+``exporter.runners.base``; each runtime is imported only when its runner is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exporter.runners.base import Array, Feed, PreparedCall, Runner
+
+if TYPE_CHECKING:
+    from exporter.runners.onnxruntime import OnnxruntimeRunner
+    from exporter.runners.tensorrt import TensorrtRunner
+    from exporter.runners.torch import TorchRunner
+
+__all__ = ["Array", "Feed", "OnnxruntimeRunner", "PreparedCall", "Runner", "TensorrtRunner", "TorchRunner"]
+
+_LAZY = {"TorchRunner": "torch", "OnnxruntimeRunner": "onnxruntime", "TensorrtRunner": "tensorrt"}
+
+
+def __getattr__(name: str) -> object:
+    """Import a runner, and with it its runtime, on first use."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

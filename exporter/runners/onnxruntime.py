@@ -1,0 +1,192 @@
+"""Run an ONNX model in ONNX Runtime with the provider that was asked for, or not at all."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from exporter.artifacts import OnnxModel, TensorSpec
+from exporter.errors import EnvironmentLacking, InternalError, MissingLibrary, ModelNotSupported
+from exporter.runners.base import Array, Feed, PreparedCall
+from exporter.runners.feed_check import check_feed
+
+__all__ = ["OnnxruntimeRunner"]
+
+_DEVICE = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+
+
+class OnnxruntimeRunner:
+    """Runs an ``OnnxModel`` at the full optimisation level (``ORT_ENABLE_ALL``), sequentially, with fixed threads.
+
+    Args:
+        provider: ``CPUExecutionProvider`` or ``CUDAExecutionProvider``. The CPU provider stands behind every other one for
+            the operators it lacks, as the runtime demands; a provider that is asked for and not active is an error.
+        threads: intra-operator threads; between operators there is one.
+    """
+
+    def __init__(self, model: OnnxModel, *, name: str = "onnx", provider: str = "CPUExecutionProvider", threads: int = 1) -> None:
+        self.name = name
+        self.provider = provider
+        self.precision = _precision(model)
+        self.device = _DEVICE.get(provider, "cuda")
+        self.threads: int | None = threads if self.device == "cpu" else None
+        self.load_ms = 0.0
+        self.settings = {"provider": provider, "optimization": "ORT_ENABLE_ALL", "threads": f"{threads} intra, 1 inter"}
+        self._model = model
+        self._num_threads = threads
+        self._session: Any = None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs by name, in order."""
+        return self._model.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Outputs by name, in order."""
+        return self._model.outputs
+
+    def __enter__(self) -> Self:
+        """Create the session.
+
+        Raises:
+            MissingLibrary: E841, this build of ONNX Runtime has no such provider.
+            EnvironmentLacking: E842, the provider is in the build but did not become active.
+            ModelNotSupported: E623, ONNX Runtime refuses the model.
+        """
+        import onnxruntime as ort
+
+        facts = {"runner": self.name, "provider": self.provider, "onnxruntime": ort.__version__}
+        available = ort.get_available_providers()
+        if self.provider not in available:
+            facts["found"] = ", ".join(available)
+            problem = "ONNX Runtime was built without the provider that was asked for; no other one was used"
+            raise MissingLibrary("E841", problem, facts=facts, help="exporter doctor; or take CPUExecutionProvider under [onnxruntime] providers")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._num_threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads must not slow the other contestant of a race
+        provider: Any = (self.provider, {"use_tf32": "0"}) if self.provider == "CUDAExecutionProvider" else self.provider
+        start = time.perf_counter()
+        try:
+            self._session = ort.InferenceSession(str(self._model.path), sess_options=options, providers=[provider])
+        except _ort_errors() as err:
+            facts |= {"file": str(self._model.path), "found": str(err).strip().split("\n")[0]}
+            raise ModelNotSupported("E623", "ONNX Runtime does not load the model", facts=facts) from err
+        self.load_ms = (time.perf_counter() - start) * 1e3
+        active = self._session.get_providers()
+        if self.provider not in active:
+            self._session = None
+            facts["found"] = f"active: {', '.join(active)}"
+            problem = "the ONNX Runtime provider that was asked for did not start; no other one was used"
+            raise EnvironmentLacking("E842", problem, facts=facts, help="exporter doctor says which libraries and which driver it needs")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        """Drop the session."""
+        self._session = None
+
+    def infer(self, feed: Feed) -> dict[str, Array]:
+        """Run once; return every output by name in the dtype of the model.
+
+        Raises:
+            SampleError: E611 to E614, ``feed`` does not fit.
+            ModelNotSupported: E623, the runtime fails on these inputs.
+        """
+        check_feed(feed, self.inputs, runner=self.name)
+        binding, _inputs = self._bind(feed)
+        self._run(binding)
+        return {spec.name: array for spec, array in zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True)}
+
+    def prepare(self, feed: Feed) -> PreparedCall:
+        """Bind ``feed`` on the device; the buffers of the outputs are those that the first call makes.
+
+        Raises:
+            SampleError: E611 to E614, ``feed`` does not fit.
+        """
+        check_feed(feed, self.inputs, runner=self.name)
+        binding, values = self._bind(feed)
+        return _BoundCall(self._loaded(), binding, values, tuple(spec.name for spec in self.outputs))
+
+    def _loaded(self) -> Any:  # noqa: ANN401 - onnxruntime is untyped
+        if self._session is None:
+            raise InternalError("E961", "a runner was used outside its with block", facts={"runner": self.name})
+        return self._session
+
+    def _bind(self, feed: Feed) -> tuple[Any, list[Any]]:
+        """Return the binding and the input values, which look into the arrays and have to live as long as the binding."""
+        import onnxruntime as ort
+
+        binding = self._loaded().io_binding()
+        values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feed[spec.name]), self.device, 0) for spec in self.inputs]
+        for spec, value in zip(self.inputs, values, strict=True):
+            binding.bind_ortvalue_input(spec.name, value)
+        for spec in self.outputs:
+            binding.bind_output(spec.name, self.device, 0)
+        return binding, values
+
+    def _run(self, binding: Any) -> None:  # noqa: ANN401
+        try:
+            self._loaded().run_with_iobinding(binding)
+        except _ort_errors() as err:
+            facts = {"runner": self.name, "file": self._model.path, "found": str(err).strip().split("\n")[0]}
+            raise ModelNotSupported("E623", "ONNX Runtime does not run the model on these inputs", facts=facts) from err
+
+
+class _BoundCall:
+    """Calls on bound buffers; on CUDA the runtime synchronises before it returns, so the host clock sees the whole call."""
+
+    clock = "perf_counter"
+
+    def __init__(self, session: Any, binding: Any, values: list[Any], outputs: tuple[str, ...]) -> None:  # noqa: ANN401
+        self._session, self._binding, self._values = session, binding, values
+        self._unbound = outputs
+
+    def run_block(self, iterations: int) -> NDArray[np.float64]:
+        """Run ``iterations`` calls; return the time of each in milliseconds, shape ``(iterations,)``."""
+        times_ns = np.empty(iterations, np.int64)
+        run, binding, now = self._session.run_with_iobinding, self._binding, time.perf_counter_ns
+        for index in range(iterations):
+            start = now()
+            run(binding)
+            times_ns[index] = now() - start
+            if self._unbound:
+                for name, value in zip(self._unbound, binding.get_outputs(), strict=True):
+                    binding.bind_ortvalue_output(name, value)
+                self._unbound = ()
+        return times_ns / 1e6
+
+
+def _precision(model: OnnxModel) -> str:
+    """Return what the file's metadata declares (``exporter.precision``), else the lowest floating dtype of its interface."""
+    declared = model.metadata.get("exporter.precision", "")
+    if declared in {"float64", "float32", "float16", "bfloat16"}:
+        return declared
+    found = {spec.dtype for spec in (*model.inputs, *model.outputs)}
+    return next((name for name in ("bfloat16", "float16", "float32", "float64") if name in found), "float32")
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = (
+        "EPFail",
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "ModelLoaded",
+        "NoModel",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
+    return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError)

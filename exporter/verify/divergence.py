@@ -1,0 +1,163 @@
+"""Name the first layer of a candidate whose output departs from the reference beyond what its inputs explain.
+
+Both programs run node by node on the same rows. Layers are matched by module name; where BatchNorm ``b`` was folded into
+producer ``p``, the candidate's output of ``p`` is compared with the reference's output of ``b``. A layer is named where its
+relative L2 departure is over the rounding floor and over ten times the largest departure among its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from exporter.artifacts import Graph, OnnxModel
+from exporter.runners.base import Array, Feed
+from exporter.verify.feeds import NamedFeed
+from exporter.verify.layers import LayerKey, Observed
+
+__all__ = ["Departure", "first_departure", "localise", "localise_onnx"]
+
+ROWS = 8
+"""Rows of each feed that are looked at."""
+AMPLIFICATION = 10.0
+FLOOR = 1e-6
+"""Of float64 runs: the folded weights were rounded once to float32."""
+FLOOR_ONNX = 1e-5
+"""Of float32 runs."""
+_CHANNEL_SHARE = 0.9
+_MAX_CHANNELS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A layer of the candidate, how far it is off and how far its inputs were."""
+
+    layer: Observed
+    path: str
+    departure: float
+    inputs: float
+    channels: str
+    total: int
+    is_sudden: bool
+
+
+def localise(graph: Graph, feeds: tuple[NamedFeed, ...]) -> str:
+    """Compare the folded program with the unfused one, both in float64; return one line that names the layer.
+
+    Raises:
+        ModelNotSupported: E624, a program cannot be run node by node.
+    """
+    from exporter.verify.layers_torch import observe_program
+
+    for named in feeds:
+        feed = _head(named)
+        reference = _by_key(observe_program(graph.unfused, graph.inputs, feed))
+        found = first_departure(reference, observe_program(graph.folded_program, graph.inputs, feed), _folds(graph), floor=FLOOR)
+        if found is not None:
+            return _describe(found, named, graph)
+    return f"no layer departs by more than {FLOOR:.0e} in float64: the folded graph is right, the error arises where it is run"
+
+
+def localise_onnx(graph: Graph, model: OnnxModel, feeds: tuple[NamedFeed, ...]) -> str:
+    """Compare the ONNX model in ONNX Runtime with the unfused program in float64; return one line that names the layer.
+
+    Raises:
+        ModelNotSupported: E624 or E625, one of them cannot be looked into.
+    """
+    from exporter.verify.layers_onnx import observe_onnx
+    from exporter.verify.layers_torch import observe_program
+
+    for named in feeds:
+        feed = _head(named)
+        reference = _by_key(observe_program(graph.unfused, graph.inputs, feed))
+        found = first_departure(reference, observe_onnx(model, feed), _folds(graph), floor=FLOOR_ONNX)
+        if found is not None:
+            return _describe(found, named, graph)
+    return f"no layer departs by more than {FLOOR_ONNX:.0e} when the operators run one by one: the error arises in an operator that the runtime fused"
+
+
+def first_departure(reference: Mapping[LayerKey, Array], candidate: list[Observed], folds: Mapping[str, str], *, floor: float) -> Departure | None:
+    """Return the first layer that departs suddenly, else the one with the largest step, None where all agree.
+
+    Args:
+        reference: layer -> value.
+        candidate: operators in order.
+        folds: producer -> the BatchNorm folded into it.
+        floor: departures up to it are rounding.
+    """
+    departures: dict[str, float] = {}
+    gradual: Departure | None = None
+    for layer in candidate:
+        inputs = max((departures.get(name, 0.0) for name in layer.producers), default=0.0)
+        departures[layer.node] = inputs
+        key = _reference_key(layer.key, folds)
+        if key is None or layer.value is None or key not in reference or reference[key].shape != layer.value.shape:
+            continue
+        departure = _relative_l2(reference[key], layer.value)
+        departures[layer.node] = departure
+        if departure <= floor:
+            continue
+        found = Departure(
+            layer, key[0], departure, inputs, _channels(reference[key], layer.value), len(candidate), departure > AMPLIFICATION * inputs
+        )
+        if found.is_sudden:
+            return found
+        if gradual is None or departure / max(inputs, floor) > gradual.departure / max(gradual.inputs, floor):
+            gradual = found
+    return gradual
+
+
+def _reference_key(key: LayerKey | None, folds: Mapping[str, str]) -> LayerKey | None:
+    return None if key is None else (folds.get(key[0], key[0]), *key[1:])
+
+
+def _folds(graph: Graph) -> dict[str, str]:
+    return {folded.producer: folded.batch_norm for folded in graph.folded}
+
+
+def _by_key(observed: list[Observed]) -> dict[LayerKey, Array]:
+    return {layer.key: layer.value for layer in observed if layer.key is not None and layer.value is not None}
+
+
+def _head(named: NamedFeed) -> Feed:
+    """Return the first rows, as many as the model takes at once."""
+    chunk = next(iter(named.chunks()))
+    return chunk if named.batch <= ROWS else {name: array[:ROWS] for name, array in chunk.items()}
+
+
+def _relative_l2(reference: Array, candidate: Array) -> float:
+    r, c = np.asarray(reference, np.float64), np.asarray(candidate, np.float64)
+    if not np.array_equal(np.isfinite(r), np.isfinite(c)):
+        return float("inf")
+    finite = np.isfinite(r)
+    norm, distance = float(np.linalg.norm(r[finite])), float(np.linalg.norm((c - r)[finite]))
+    return 0.0 if distance == 0.0 else distance / norm if norm else float("inf")
+
+
+def _channels(reference: Array, candidate: Array) -> str:
+    """Return ``channels 5 and 17 of 64`` where so few carry nearly all of the error, empty elsewhere."""
+    if reference.ndim < 2:
+        return ""
+    with np.errstate(invalid="ignore"):
+        error = np.square(np.asarray(candidate, np.float64) - np.asarray(reference, np.float64))
+    by_channel = np.moveaxis(np.nan_to_num(error, posinf=np.finfo(np.float32).max), 1, 0).reshape(reference.shape[1], -1).sum(1)
+    order = np.argsort(by_channel)[::-1]
+    share = np.cumsum(by_channel[order]) / max(float(by_channel.sum()), 1e-300)
+    count = int(np.searchsorted(share, _CHANNEL_SHARE)) + 1
+    if count > _MAX_CHANNELS or count >= len(order):
+        return ""
+    numbers = [str(channel) for channel in sorted(map(int, order[:count]))]
+    return f", channel{'s' if count > 1 else ''} {' and '.join(numbers)} of {len(order)}"
+
+
+def _describe(found: Departure, named: NamedFeed, graph: Graph) -> str:
+    layer = found.layer
+    producers = {folded.batch_norm: folded.producer for folded in graph.folded}
+    name = producers.get(found.path, found.path) or "the model's own forward"
+    place = f"{name} ({layer.op}, node {layer.number} of {found.total})"
+    agreement = f"inputs agree to {found.inputs:.0e}" if found.inputs else "inputs are equal"
+    verb = "first divergence:" if found.is_sudden else "no single layer: the error grows; the largest step is at"
+    text = f"{verb} {place}: {agreement}, output differs by {found.departure:.1e}{found.channels}, on {named.name}"
+    return text + (f"; suspect: fold of {found.path} into {producers[found.path]}" if found.path in producers else "")

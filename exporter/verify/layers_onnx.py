@@ -1,0 +1,96 @@
+"""Run an ONNX model with the output of every named node made visible."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import tempfile
+from pathlib import Path
+
+from exporter.artifacts import OnnxModel, TensorSpec
+from exporter.errors import ModelNotSupported
+from exporter.files import write_bytes
+from exporter.runners.base import Feed
+from exporter.runners.onnxruntime import OnnxruntimeRunner
+from exporter.verify.layers import Observed, RawNode, assign_keys
+
+__all__ = ["observe_onnx"]
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_CLASSES = "pkg.torch.onnx.class_hierarchy"
+_LIMIT_BYTES = 1 << 30
+
+
+def observe_onnx(model: OnnxModel, feed: Feed) -> list[Observed]:
+    """Run ``model`` in ONNX Runtime on the CPU in its own precision; return its operators in order with their values.
+
+    Making values visible keeps the runtime from fusing operators, so an error of a fused kernel does not show here.
+
+    Raises:
+        ModelNotSupported: E625, the nodes do not say which module they come from, or the file is over 1 GiB.
+    """
+    import onnx
+
+    if model.path.stat().st_size > _LIMIT_BYTES:
+        raise ModelNotSupported("E625", "the ONNX model is too large to be searched layer by layer", facts={"file": model.path})
+    proto = onnx.load(str(model.path))
+    nodes = list(proto.graph.node)
+    raw: list[RawNode] = []
+    for node in nodes:
+        properties = {entry.key: entry.value for entry in node.metadata_props}
+        scopes, classes = _names(properties.get(_SCOPES, "")), _names(properties.get(_CLASSES, ""))
+        if len(scopes) > 1 and classes and node.output:
+            raw.append(RawNode(node.output[0], scopes[-2], None, classes[-1]))
+    if not raw:
+        raise ModelNotSupported("E625", "the nodes of the ONNX model do not say which module they come from", facts={"file": model.path})
+    keys = assign_keys(_with_calls(raw))
+    known = {value.name for value in proto.graph.output}
+    for name in keys:
+        if name not in known:
+            proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    outputs = (*model.outputs, *(TensorSpec(name, (), "") for name in keys if name not in known))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "observed.onnx"
+        write_bytes(path, proto.SerializeToString())
+        with OnnxruntimeRunner(dataclasses.replace(model, path=path, outputs=outputs), name="onnx, observed") as runner:
+            values = runner.infer(feed)
+    producer_of = {output: node.name for node in nodes for output in node.output}
+    return [
+        Observed(
+            node=node.name,
+            op=node.op_type,
+            key=keys.get(node.output[0]) if node.output else None,
+            value=values.get(node.output[0]) if node.output and node.output[0] in keys else None,
+            producers=tuple(producer_of[name] for name in node.input if name in producer_of),
+            number=number,
+        )
+        for number, node in enumerate(nodes, 1)
+    ]
+
+
+def _with_calls(raw: list[RawNode]) -> list[RawNode]:
+    """Say which call of its module a node belongs to.
+
+    ONNX nodes do not tell calls apart. Where every operator of a module occurs as often as its last one, the module was
+    called that often and the k-th occurrence belongs to the k-th call; where they differ, the module was called once.
+    """
+    by_path: dict[str, list[RawNode]] = {}
+    for node in raw:
+        by_path.setdefault(node.path, []).append(node)
+    numbered: dict[str, int] = {}
+    for nodes in by_path.values():
+        ops = [node.op for node in nodes]
+        is_repeated = len({ops.count(op) for op in ops}) == 1
+        seen: dict[str, int] = {}
+        for node in nodes:
+            numbered[node.node] = seen.get(node.op, 0) if is_repeated else 0
+            seen[node.op] = seen.get(node.op, 0) + 1
+    return [dataclasses.replace(node, call=numbered[node.node]) for node in raw]
+
+
+def _names(text: str) -> list[str]:
+    try:
+        value = ast.literal_eval(text) if text else []
+    except (ValueError, SyntaxError):
+        return []
+    return [str(item) for item in value] if isinstance(value, list) else []

@@ -1,0 +1,82 @@
+"""Run everything on the same feeds: the float64 reference, the unfused model's own error, a candidate's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from exporter.errors import ModelNotSupported
+from exporter.runners.base import Array, Runner
+from exporter.verify.feeds import NamedFeed
+
+__all__ = ["CandidateOutputs", "OwnError", "Reference", "collect_outputs", "measure_own_error", "measure_reference"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CandidateOutputs:
+    """What one runner returned.
+
+    Attributes:
+        outputs: feed name -> for each batch of the feed in order: output name -> array.
+    """
+
+    name: str
+    precision: str
+    device: str
+    outputs: Mapping[str, tuple[Mapping[str, Array], ...]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference(CandidateOutputs):
+    """The trusted outputs and what they were computed from.
+
+    Attributes:
+        remarks: e.g. that an operator has no float64 kernel, so that float32 was used.
+    """
+
+    feeds: tuple[NamedFeed, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """Return ``torch float64 on the cpu, unfused``."""
+        return f"torch {self.precision} on the {'CPU' if self.device == 'cpu' else 'GPU'}, unfused"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OwnError(CandidateOutputs):
+    """What the unfused model returns in a candidate's precision: how far rounding alone takes it from the reference."""
+
+
+def collect_outputs(runner: Runner, feeds: tuple[NamedFeed, ...]) -> CandidateOutputs:
+    """Run ``runner``, which has been entered, on every batch of every feed."""
+    return CandidateOutputs(runner.name, runner.precision, runner.device, _run(runner, feeds))
+
+
+def measure_reference(reference: Runner, feeds: tuple[NamedFeed, ...], *, fallback: Runner | None = None) -> Reference:
+    """Run the reference on every feed.
+
+    Args:
+        reference: the unfused model in float64, entered.
+        feeds: what to run.
+        fallback: the same in float32, entered; taken where the model cannot run in float64, which becomes a remark.
+
+    Raises:
+        ModelNotSupported: E621, the model does not run in float64 and there is no fallback.
+    """
+    try:
+        return Reference(reference.name, reference.precision, reference.device, _run(reference, feeds), feeds)
+    except ModelNotSupported as err:
+        if fallback is None or err.code != "E621":
+            raise
+        remark = f"the reference is {fallback.precision}: the model does not run in {reference.precision} ({err.facts.get('found', err.problem)})"
+        return Reference(fallback.name, fallback.precision, fallback.device, _run(fallback, feeds), feeds, (remark,))
+
+
+def measure_own_error(reference: Reference, unfused: Runner) -> OwnError:
+    """Run the unfused model in the precision of the candidates on the feeds of ``reference``."""
+    return OwnError(unfused.name, unfused.precision, unfused.device, _run(unfused, reference.feeds))
+
+
+def _run(runner: Runner, feeds: tuple[NamedFeed, ...]) -> dict[str, tuple[Mapping[str, Array], ...]]:
+    return {named.name: tuple(runner.infer(chunk) for chunk in named.chunks()) for named in feeds}
