@@ -9,30 +9,31 @@ Three sets, and nothing in any of them is ever imported or called by name:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import GlobalRef, Node, ObjectRef, StorageRef, TensorRef
+from exporter.checkpoint.pickle_benign import BENIGN_CALLS
 from exporter.tensors.dtypes import DTYPES
 from exporter.tensors.views import MAX_DIMENSIONS, num_spanned
 
 if TYPE_CHECKING:
     from exporter.checkpoint.pickle_ops import Unpickler
 
-__all__ = ["BENIGN_CALLS", "MEANINGS", "STORAGE_DTYPES", "MalformedPickle", "TypedStorage", "check_key", "is_benign_instance"]
+__all__ = ["MEANINGS", "STORAGE_DTYPES", "MalformedPickle", "TypedStorage", "check_key"]
 
 
-class MalformedPickle(ValueError):  # noqa: N818 - a condition of the file, turned into a CheckpointError with its place
+_PROBLEMS = {"E111": "goes beyond a limit", "E112": "describes a tensor that does not fit its bytes", "E113": "holds an unknown dtype"}
+
+
+class MalformedPickle(ValueError):
     """The pickle breaks a rule; ``code`` is that of the error shown."""
 
     def __init__(self, found: str, *, code: str = "E110") -> None:
         super().__init__(found)
         self.code = code
-        self.problem = {"E111": "goes beyond a limit", "E112": "describes a tensor that does not fit its bytes", "E113": "holds an unknown dtype"}.get(
-            code, "is malformed"
-        )
+        self.problem = _PROBLEMS.get(code, "is malformed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,55 +68,10 @@ STORAGE_DTYPES: dict[str, str] = {
 } | {"torch.storage.UntypedStorage": "untyped", "torch.UntypedStorage": "untyped"}
 """Storage class -> dtype of its elements; ``untyped`` where the tensor says it."""
 
-_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
-BENIGN_CALLS: frozenset[str] = frozenset(
-    {
-        "torch.device",
-        "torch.serialization._get_layout",
-        "torch.torch_version.TorchVersion",
-        "torch.storage.TypedStorage",
-        *(f"torch._utils._rebuild_{what}" for what in ("sparse_tensor", "nested_tensor", "qtensor", "wrapper_subclass", "meta_tensor_no_storage")),
-        *(f"torch._utils._rebuild_{what}" for what in ("device_tensor_from_numpy", "device_tensor_from_cpu_tensor", "xla_tensor")),
-        "torch._tensor._rebuild_from_type",
-        "torch.distributed.tensor._api._rebuild_dtensor",
-        *(f"{module}.{name}" for module in _NUMPY for name in ("scalar", "_reconstruct")),
-        *(f"{module}._frombuffer" for module in ("numpy.core.numeric", "numpy._core.numeric")),
-        "numpy.dtype",
-        *(f"numpy.random._pickle.__{name}_ctor" for name in ("randomstate", "generator", "bit_generator")),
-        "argparse.Namespace",
-        "types.SimpleNamespace",
-        "collections.deque",
-        "collections.UserDict",
-        "functools.partial",
-        "builtins.slice",
-        "builtins.range",
-        "builtins.object",
-        *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in ("Path", "PosixPath", "WindowsPath")),
-        *(f"{module}.Pure{name}" for module in ("pathlib", "pathlib._local") for name in ("Path", "PosixPath", "WindowsPath")),
-        *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
-        "decimal.Decimal",
-        "fractions.Fraction",
-        "uuid.UUID",
-        "torchvision.transforms.functional.InterpolationMode",
-    }
-)
-"""Callables that trainers' files call; each makes a plain value and does nothing else."""
-
 _BYTE_CODECS = {"latin1", "latin-1", "utf8", "utf-8", "ascii"}
 _TENSOR_TYPES = {"torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
-_STANDARD_LIBRARY = frozenset(sys.stdlib_module_names) | {"nt", "posix", "__builtin__"}
 _MAX_KEY_DEPTH = 8
 _MAX_KEY_BITS = 64
-
-
-def is_benign_instance(kind: GlobalRef) -> bool:
-    """Return whether an instance of ``kind`` is one that trainers write.
-
-    Making an instance of a class that the file's author defined does nothing by itself. The standard library is another
-    matter: ``map.__new__`` and ``bytes.__new__`` together run any function, so of it only what is known is benign.
-    """
-    name = str(kind)
-    return name in BENIGN_CALLS or name in MEANINGS or kind.module.partition(".")[0] not in _STANDARD_LIBRARY
 
 
 def check_key(key: Node) -> None:
@@ -159,8 +115,8 @@ def _default_dict(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
     return _ordered_dict(unpickler, args[1:])
 
 
-def _size(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
-    (sizes,) = args if args else ((),)
+def _size(_unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    (sizes,) = args or ((),)
     return _counts(sizes)
 
 
@@ -184,7 +140,7 @@ def _members(unpickler: Unpickler, args: tuple[Node, ...]) -> list[Node]:
     return list(items)
 
 
-def _complex(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+def _complex(_unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
     real, imaginary = (*args, 0.0) if len(args) == 1 else args
     if not isinstance(real, (int, float)) or not isinstance(imaginary, (int, float)):
         raise MalformedPickle("a complex number made of something else than numbers")
@@ -214,27 +170,31 @@ def _bytes(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
     return content
 
 
-def _tensor(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+def _tensor(_unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
     """``_rebuild_tensor(storage, offset, size, stride)`` and ``_v2`` with what follows."""
     storage, offset, shape, strides, *rest = args
-    metadata = rest[2] if len(rest) > 2 else None
-    return _view(storage, None, offset, shape, strides, metadata, args, "_rebuild_tensor_v2")
+    if _is_lazy(rest[2] if len(rest) > 2 else None):
+        return ObjectRef(GlobalRef("torch._utils", "_rebuild_tensor_v2"), args, is_call=True)
+    return _view(storage, offset, shape, strides)
 
 
-def _tensor_v3(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+def _tensor_v3(_unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
     storage, offset, shape, strides, _, _, dtype, *rest = args
     if not isinstance(dtype, GlobalRef) or dtype.module != "torch" or dtype.name not in DTYPES:
         raise MalformedPickle(f"the dtype {str(dtype)[:80]}", code="E113")
-    return _view(storage, dtype.name, offset, shape, strides, rest[0] if rest else None, args, "_rebuild_tensor_v3")
+    if _is_lazy(rest[0] if rest else None):
+        return ObjectRef(GlobalRef("torch._utils", "_rebuild_tensor_v3"), args, is_call=True)
+    return _view(storage, offset, shape, strides, dtype=dtype.name)
 
 
-def _view(
-    storage: Node, dtype: str | None, offset: Node, shape: Node, strides: Node, metadata: Node, args: tuple[Node, ...], name: str
-) -> TensorRef | ObjectRef:
+def _is_lazy(metadata: Node) -> bool:
+    """Return whether a tensor is lazily conjugated or negated, so that its values are not those of its bytes."""
+    return isinstance(metadata, Mapping) and any(metadata.values())
+
+
+def _view(storage: Node, offset: Node, shape: Node, strides: Node, *, dtype: str = "") -> TensorRef:
     if not isinstance(storage, TypedStorage) or storage.plain is None:
         raise MalformedPickle("a tensor without a storage")
-    if isinstance(metadata, Mapping) and any(metadata.values()):  # lazily conjugated or negated: other values than the bytes
-        return ObjectRef(GlobalRef("torch._utils", name), args, is_call=True)
     dtype = dtype or storage.dtype
     if dtype not in DTYPES:
         raise MalformedPickle("a tensor on bytes without a dtype", code="E113")
@@ -249,7 +209,7 @@ def _view(
     return TensorRef(dtype, sizes, steps, offset, storage.plain)
 
 
-def _parameter(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+def _parameter(_unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
     data = args[0]
     return replace(data, is_parameter=True) if isinstance(data, TensorRef) else data
 

@@ -13,23 +13,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from exporter.artifacts import GlobalRef, Node, ObjectRef
-from exporter.checkpoint.pickle_meanings import BENIGN_CALLS, MEANINGS, MalformedPickle, TypedStorage, check_key, is_benign_instance
+from exporter.checkpoint.pickle_benign import BENIGN_CALLS, is_benign_instance
+from exporter.checkpoint.pickle_meanings import MEANINGS, MalformedPickle, TypedStorage
+from exporter.checkpoint.pickle_stack import StackMachine
 
 __all__ = ["MalformedPickle", "Unpickler"]
 
-_MAX_PROTOCOL = 5
 _MAX_INTEGER_BITS = 4096
 
-_PUSHED = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 "
-    "UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT BINFLOAT".split()
-)
+_INTEGERS = frozenset({"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"})
+_TEXTS = frozenset({"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"})
+_PUSHED = _INTEGERS | _TEXTS | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "FLOAT", "BINFLOAT"}
 _CONSTANTS: dict[str, Node] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}
-_IGNORED = frozenset({"FRAME"})
+_IGNORED = frozenset({"FRAME", "STOP"})  # genops ends at STOP by itself
 
 
-class Unpickler:
+class Unpickler(StackMachine):
     """Reads one pickle into a tree.
 
     Args:
@@ -38,22 +38,15 @@ class Unpickler:
 
     Attributes:
         globals: every global named, in order of first use.
-        calls: byte -> (global, record) of each call that is not among those which trainers write.
-        position: byte of the opcode at work, for messages.
     """
 
     def __init__(self, content: bytes, *, persistent: Callable[[Node], TypedStorage] | None = None) -> None:
+        super().__init__()
         self._content = content
         self._persistent = persistent
-        self._stack: list[Any] = []
-        self._below: list[list[Any]] = []
-        self._memo: dict[int, Any] = {}
         self._interned: dict[tuple[str, str], GlobalRef] = {}
-        self._protocol = 0
         self._budget = 4 * len(content) + 4096
         self.globals: list[GlobalRef] = []
-        self.calls: dict[int, list[tuple[GlobalRef, ObjectRef]]] = {}
-        self.position = 0
 
     def load(self) -> Node:
         """Run the whole pickle and return its tree.
@@ -61,25 +54,8 @@ class Unpickler:
         Raises:
             MalformedPickle: anything that a writer of pickles does not write.
         """
-        handlers = {name.removeprefix("_op_").upper(): getattr(self, name) for name in dir(self) if name.startswith("_op_")}
         try:
-            for opcode, arg, position in pickletools.genops(self._content):
-                name = opcode.name
-                self.position = position or 0
-                if name in _PUSHED:
-                    if isinstance(arg, int) and arg.bit_length() > _MAX_INTEGER_BITS:
-                        raise MalformedPickle(f"an integer of {arg.bit_length()} bits", code="E111")
-                    self._stack.append(arg)
-                elif name in _CONSTANTS:
-                    self._stack.append(_CONSTANTS[name])
-                elif name in _EMPTY:
-                    self._stack.append(_EMPTY[name]())
-                elif name in handlers:
-                    handlers[name](arg)
-                elif name == "STOP":
-                    break
-                elif name not in _IGNORED:
-                    raise MalformedPickle(f"the opcode {name}, which no checkpoint has")
+            self._run()
         except MalformedPickle:
             raise
         except (ValueError, IndexError, TypeError, OverflowError, RecursionError) as err:
@@ -92,150 +68,29 @@ class Unpickler:
         tree: Node = self._stack.pop()
         return tree
 
+    def _run(self) -> None:
+        handlers = {name.removeprefix("_op_").upper(): getattr(self, name) for name in dir(self) if name.startswith("_op_")}
+        for opcode, arg, position in pickletools.genops(self._content):
+            name = opcode.name
+            self.position = position or 0
+            if name in _PUSHED:
+                if isinstance(arg, int) and arg.bit_length() > _MAX_INTEGER_BITS:
+                    raise MalformedPickle(f"an integer of {arg.bit_length()} bits", code="E111")
+                self._stack.append(arg)
+            elif name in _CONSTANTS:
+                self._stack.append(_CONSTANTS[name])
+            elif name in _EMPTY:
+                self._stack.append(_EMPTY[name]())
+            elif name in handlers:
+                handlers[name](arg)
+            elif name not in _IGNORED:
+                raise MalformedPickle(f"the opcode {name}, which no checkpoint has")
+
     def spend(self, count: int) -> None:
         """Count elements copied from one container into another; a small pickle must not grow without bound."""
         self._budget -= count
         if self._budget < 0:
             raise MalformedPickle("more copies of its own values than the pickle has bytes", code="E111")
-
-    def record_call(self, callee: GlobalRef, record: ObjectRef) -> None:
-        """Remember a call that trainers do not write."""
-        self.calls.setdefault(self.position, []).append((callee, record))
-
-    # ---- stack and memo
-
-    def _pop_mark(self) -> list[Any]:
-        items = self._stack
-        self._stack = self._below.pop()
-        return items
-
-    def _op_mark(self, _: object) -> None:
-        self._below.append(self._stack)
-        self._stack = []
-
-    def _op_pop(self, _: object) -> None:
-        if self._stack:
-            self._stack.pop()
-        else:
-            self._pop_mark()
-
-    def _op_pop_mark(self, _: object) -> None:
-        self._pop_mark()
-
-    def _op_dup(self, _: object) -> None:
-        self._stack.append(self._stack[-1])
-
-    def _op_put(self, index: int) -> None:
-        self._memo[int(index)] = self._stack[-1]
-
-    _op_binput = _op_long_binput = _op_put
-
-    def _op_memoize(self, _: object) -> None:
-        self._memo[len(self._memo)] = self._stack[-1]
-
-    def _op_get(self, index: int) -> None:
-        if int(index) not in self._memo:
-            raise MalformedPickle(f"memo entry {index} before it is written")
-        self._stack.append(self._memo[int(index)])
-
-    _op_binget = _op_long_binget = _op_get
-
-    def _op_proto(self, version: int) -> None:
-        if version > _MAX_PROTOCOL:
-            raise MalformedPickle(f"pickle protocol {version}")
-        self._protocol = version
-
-    # ---- containers
-
-    def _op_tuple(self, _: object) -> None:
-        items = self._pop_mark()
-        self._stack.append(tuple(items))
-
-    def _op_tuple1(self, _: object) -> None:
-        self._stack[-1] = (self._stack[-1],)
-
-    def _op_tuple2(self, _: object) -> None:
-        self._stack[-2:] = [(self._stack[-2], self._stack[-1])]
-
-    def _op_tuple3(self, _: object) -> None:
-        self._stack[-3:] = [(self._stack[-3], self._stack[-2], self._stack[-1])]
-
-    def _op_list(self, _: object) -> None:
-        items = self._pop_mark()
-        self._stack.append(items)
-
-    def _op_dict(self, _: object) -> None:
-        items = self._pop_mark()
-        self._stack.append({})
-        self._set_items(items)
-
-    def _op_frozenset(self, _: object) -> None:
-        items = self._pop_mark()
-        for item in items:
-            check_key(item)
-        self._stack.append(frozenset(items))
-
-    def _op_append(self, _: object) -> None:
-        item = self._stack.pop()
-        self._extend([item])
-
-    def _op_appends(self, _: object) -> None:
-        self._extend(self._pop_mark())
-
-    def _extend(self, items: list[Any]) -> None:
-        target = self._stack[-1]
-        if isinstance(target, ObjectRef):
-            if target.items is None:
-                object.__setattr__(target, "items", [])
-            target = target.items
-        if isinstance(target, list):
-            target.extend(items)
-        elif isinstance(target, GlobalRef):
-            self._record_use(target, "extend", tuple(items))
-        else:
-            raise MalformedPickle(f"values appended to a {type(target).__name__}")
-
-    def _op_setitem(self, _: object) -> None:
-        value, key = self._stack.pop(), self._stack.pop()
-        self._set_items([key, value])
-
-    def _op_setitems(self, _: object) -> None:
-        self._set_items(self._pop_mark())
-
-    def _set_items(self, items: list[Any]) -> None:
-        target = self._stack[-1]
-        if isinstance(target, ObjectRef):
-            if target.items is None:
-                object.__setattr__(target, "items", {})
-            target = target.items
-        if len(items) % 2:
-            raise MalformedPickle("a key without a value")
-        if isinstance(target, dict):
-            for key, value in zip(items[::2], items[1::2], strict=True):
-                if type(key) is not str:
-                    check_key(key)
-                target[key] = value
-        elif isinstance(target, GlobalRef):
-            self._record_use(target, "__setitem__", tuple(items))
-        else:
-            raise MalformedPickle(f"items set on a {type(target).__name__}")
-
-    def _op_additems(self, _: object) -> None:
-        items = self._pop_mark()
-        target = self._stack[-1]
-        if isinstance(target, GlobalRef):
-            self._record_use(target, "add", tuple(items))
-        elif isinstance(target, ObjectRef):
-            self._extend(items)
-        elif isinstance(target, set):
-            for item in items:
-                check_key(item)
-            target.update(items)
-        else:
-            raise MalformedPickle(f"members added to a {type(target).__name__}")
-
-    def _op_bytearray8(self, content: bytearray) -> None:
-        self._stack.append(bytes(content))
 
     # ---- globals, calls, instances, state
 
@@ -324,7 +179,7 @@ class Unpickler:
         name = str(callee)
         if name == "copyreg.__newobj__" and args:
             return self._instance(args[0], args[1:])
-        if name == "copyreg._reconstructor" and len(args) == 3:  # noqa: PLR2004 - class, base, state of the base
+        if name == "copyreg._reconstructor" and len(args) == 3:  # class, base, state of the base
             return self._instance(args[0], () if args[2] is None else args[2:])
         if name == "copyreg.__newobj_ex__" and len(args) == 3 and isinstance(args[1], tuple):
             return self._instance(args[0], (*args[1], args[2]) if args[2] else args[1])
@@ -346,17 +201,12 @@ class Unpickler:
             self.record_call(kind, record)
         return record
 
-    def _record_use(self, target: GlobalRef, method: str, args: tuple[Node, ...]) -> None:
-        """Remember that the pickle would have called a method of a global: ``sys.modules.__setitem__``."""
-        bound = GlobalRef(target.module, target.name if target.name.endswith(method) else f"{target.name}.{method}")
-        self.record_call(bound, ObjectRef(bound, args, is_call=True))
-
 
 def _hidden_setstate(target: ObjectRef) -> GlobalRef:
     """Return the function that a first state put in the place of ``__setstate__``, else the class of the object."""
     states = target.state if isinstance(target.state, tuple) else (target.state,)
     for state in states:
-        if isinstance(state, Mapping) and isinstance(state.get("__setstate__"), GlobalRef):
-            hidden: GlobalRef = state["__setstate__"]
+        hidden = state.get("__setstate__") if isinstance(state, Mapping) else None
+        if isinstance(hidden, GlobalRef):
             return hidden
     return target.callee

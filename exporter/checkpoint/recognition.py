@@ -53,7 +53,7 @@ def recognise(file: BinaryIO, path: Path) -> Container:
     raise CheckpointError("E105", "the checkpoint is in a container that is not read", facts=facts, help=remedy)
 
 
-def _describe(head: bytes, tail: bytes) -> tuple[str, str]:
+def _describe(head: bytes, tail: bytes) -> tuple[str, str]:  # noqa: PLR0911 - one line per kind of file
     for signature, name, remedy in _SIGNATURES:
         if head.startswith(signature):
             return name, remedy

@@ -84,5 +84,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if known.startswith(("bfloat", "float8")):
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, known))
-    return np.dtype(known).newbyteorder("<")
+        small: np.dtype[Any] = np.dtype(getattr(ml_dtypes, known))
+        return small
+    plain: np.dtype[Any] = np.dtype(known).newbyteorder("<")
+    return plain

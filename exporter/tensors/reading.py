@@ -129,7 +129,7 @@ class TensorReader:
         view = np.lib.stride_tricks.as_strided(flat, ref.shape, tuple(stride * item for stride in ref.strides), writeable=False)
         rows = max(1, chunk_bytes // (size_bytes(ref) // ref.shape[0]))
         for row in range(0, ref.shape[0], rows):
-            yield memoryview(np.ascontiguousarray(view[row : row + rows]).reshape(-1).view(np.uint8)).cast("B")
+            yield memoryview(np.ascontiguousarray(view[row : row + rows]).tobytes())
 
     def _file(self, path: Path) -> BinaryIO:
         if path not in self._files:

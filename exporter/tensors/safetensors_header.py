@@ -54,14 +54,15 @@ def read_header(file: BinaryIO, path: Path) -> SafetensorsHeader:
     file_size = os.fstat(file.fileno()).st_size
     try:
         length = int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
-        if not 2 <= length <= min(MAX_HEADER_BYTES, file_size - 8):
-            raise _Refused(f"a header of {length} bytes in a file of {file_size}")
-        return _parse(os.pread(file.fileno(), length, 8), 8 + length, file_size)
+        text = os.pread(file.fileno(), length, 8) if 2 <= length <= min(MAX_HEADER_BYTES, file_size - 8) else b""
+        return _parse(text, 8 + length, file_size)
     except _Refused as err:
         raise CheckpointError("E114", "the header of the safetensors file breaks its format", facts={"file": path, "found": err}) from err
 
 
 def _parse(text: bytes, data_start: int, file_size: int) -> SafetensorsHeader:
+    if not text:
+        raise _Refused(f"a header of {data_start - 8} bytes in a file of {file_size}")
     if not text.startswith(b"{"):
         raise _Refused("a header that does not begin with '{'")
     try:
@@ -90,7 +91,7 @@ def _entry(name: str, item: object, data_start: int) -> SafetensorsEntry:
         raise _Refused(f"tensor {name!r} without exactly dtype, shape and data_offsets")
     dtype = dtype_from_safetensors(item["dtype"]) if isinstance(item["dtype"], str) else None
     if dtype is None:
-        raise _Refused(f"tensor {name!r} of unknown dtype {item['dtype']!r}")
+        raise _Refused(f"tensor {name!r} of unknown dtype {str(item['dtype'])[:40]!r}")
     shape, offsets = item["shape"], item["data_offsets"]
     if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
         raise _Refused(f"tensor {name!r} with the shape {str(shape)[:80]}")

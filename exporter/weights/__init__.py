@@ -1,0 +1,13 @@
+"""Stage 2/7: Checkpoint -> Weights.
+
+A layout says which copies of the weights a checkpoint holds; the user says which one leaves it; baking writes that one under
+the model's own names into a safetensors file. There is no fallback from averaged to raw weights.
+"""
+
+from __future__ import annotations
+
+from exporter.weights.baking import bake
+from exporter.weights.reading import read_layout
+from exporter.weights.storing import load_weights, weights_key
+
+__all__ = ["bake", "load_weights", "read_layout", "weights_key"]

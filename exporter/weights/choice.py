@@ -1,0 +1,102 @@
+"""Choosing which copy of the weights leaves the checkpoint: the user's decision, never a fallback."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import Checkpoint, EmaCandidate
+from exporter.errors import LayoutError
+from exporter.weights.layout import Average, Match, WeightSet
+from exporter.weights.reading import candidate_of, looked_at, top_keys
+
+if TYPE_CHECKING:
+    from exporter.config import BakeConfig
+
+__all__ = ["check_health", "choose_average", "choose_raw", "refuse_unreadable"]
+
+_MAX_CALLS_SHOWN = 8
+
+
+def refuse_unreadable(checkpoint: Checkpoint, match: Match) -> None:
+    """Refuse a file that calls what trainers do not call, and a layout whose copies cannot be told apart by name.
+
+    Raises:
+        LayoutError: E203 or E202.
+    """
+    if checkpoint.calls:
+        calls = [f"{callee} at {place}" for place, callee in list(checkpoint.calls.items())[:_MAX_CALLS_SHOWN]]
+        left = len(checkpoint.calls) - len(calls)
+        facts = {
+            "file": checkpoint.path,
+            "found": "\n".join([*calls, *([f"... {left} more"] if left else [])]),
+            "meaning": "loading this file with pickle would run these; nothing was run, and nothing was written",
+        }
+        raise LayoutError("E203", "the checkpoint calls code that no trainer writes", facts=facts)
+    if match.refusal:
+        facts = {"file": checkpoint.path, "layout": match.layout, "meaning": match.refusal}
+        help_text = "save the copy that you want by itself: torch.save(model.state_dict(), ...), and bake that with --weights raw"
+        raise LayoutError("E202", "the layout of this checkpoint is recognised and not supported yet", facts=facts, help=help_text)
+
+
+def choose_average(checkpoint: Checkpoint, match: Match, config: BakeConfig) -> Average:
+    """Return the average to bake.
+
+    Raises:
+        LayoutError: there is none (E204), there are several (E205), or none has the name asked for (E206).
+    """
+    names = [average.name for average in match.averages]
+    if not match.averages:
+        facts = {"file": checkpoint.path, "looked at": ", ".join(looked_at()), "found": ", ".join(top_keys(checkpoint))}
+        if match.raw is not None and match.raw.remark:
+            facts["meaning"] = match.raw.remark
+        help_text = "pass --weights raw to export the raw weights on purpose" if match.raw is not None else ""
+        raise LayoutError("E204", "EMA weights requested, but this checkpoint has none", facts=facts, help=help_text)
+    if config.ema:
+        for average in match.averages:
+            if average.name == config.ema:
+                return average
+        near = difflib.get_close_matches(config.ema, names, n=1)
+        facts = {"file": checkpoint.path, "found": ", ".join(names), "expected": config.ema}
+        raise LayoutError("E206", f"no EMA in this checkpoint is called {config.ema!r}", facts=facts, help=f"--ema {(near or names)[0]}")
+    if len(match.averages) > 1:
+        rows = [_row(candidate_of(average, decay=config.decay)) for average in match.averages]
+        facts = {"file": checkpoint.path, "found": "\n".join(rows)}
+        help_text = f"choose one: {'  or  '.join(f'--ema {name}' for name in names)}"
+        raise LayoutError("E205", "this checkpoint has several EMAs, and none was chosen", facts=facts, help=help_text)
+    return match.averages[0]
+
+
+def choose_raw(checkpoint: Checkpoint, match: Match) -> WeightSet:
+    """Return the raw weights.
+
+    Raises:
+        LayoutError: there are none (E201).
+    """
+    if match.raw is None:
+        facts = {"file": checkpoint.path, "layout": match.layout, "found": ", ".join(top_keys(checkpoint))}
+        help_text = f"its averaged weights are there: --weights ema --ema {match.averages[0].name}" if match.averages else ""
+        raise LayoutError("E201", "raw weights requested, but this checkpoint has none", facts=facts, help=help_text)
+    return match.raw
+
+
+def check_health(checkpoint: Checkpoint, candidate: EmaCandidate, config: BakeConfig) -> None:
+    """Refuse a cold average unless that is asked for.
+
+    Raises:
+        LayoutError: E211.
+    """
+    if candidate.state != "cold" or config.allow_cold:
+        return
+    share = 100 * (candidate.initial_share or 0.0)
+    facts = {
+        "file": f"{checkpoint.path} ({candidate.name}: decay {candidate.schedule}, {candidate.updates} updates)",
+        "meaning": f"after {candidate.updates} updates the average has not left initialisation; its outputs will be near random",
+    }
+    help_text = "train longer, lower the decay, or take the raw weights: --weights raw   (to insist: --allow-cold)"
+    raise LayoutError("E211", f"the average is cold: {share:.1f} % of it is still the initial weights", facts=facts, help=help_text)
+
+
+def _row(candidate: EmaCandidate) -> str:
+    updates = "unknown" if candidate.updates is None else candidate.updates
+    return f"{candidate.name}: {candidate.num_tensors} tensors, {', '.join(candidate.dtypes)}, updates {updates}, {candidate.state}"

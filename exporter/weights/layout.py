@@ -1,0 +1,79 @@
+"""What a layout finds in a checkpoint, before anyone has chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from exporter.artifacts import Checkpoint, Node, TensorRef
+from exporter.weights.health import Schedule
+
+__all__ = ["Average", "Layout", "Match", "WeightSet"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightSet:
+    """One copy of the weights.
+
+    Attributes:
+        at: key path in the tree; empty for the top.
+        tensors: under the model's own names, prefixes stripped.
+        others: names whose value is no plain tensor; baking such a set is refused.
+        remark: what a reader should know of it.
+    """
+
+    at: str
+    tensors: Mapping[str, TensorRef]
+    others: Mapping[str, Node] = field(default_factory=dict)
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Average:
+    """An averaged copy of the weights and what is known of how it was averaged.
+
+    Attributes:
+        name: what the user types after ``--ema``.
+        updates: number of times that it was updated, None where the file does not say.
+        buffers: ``in the average``: the copy holds every buffer, as the trainer averages or copies them;
+            ``may be absent``: a buffer that the copy lacks is taken from the raw weights.
+    """
+
+    name: str
+    weights: WeightSet
+    schedule: Schedule = field(default_factory=Schedule)
+    updates: int | None = None
+    buffers: Literal["in the average", "may be absent"] = "in the average"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Match:
+    """A layout's reading of a checkpoint.
+
+    Attributes:
+        refusal: why this layout is recognised and not baked; empty where it is.
+        model: a factory that the trainer wrote down, empty where there is none.
+    """
+
+    layout: str
+    averages: tuple[Average, ...] = ()
+    raw: WeightSet | None = None
+    model: str = ""
+    remarks: tuple[str, ...] = ()
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way in which trainers lay out a checkpoint.
+
+    Attributes:
+        name: as shown and recorded.
+        looked_at: the keys that it looks for, for the message where nothing was found.
+        read: returns a match, or None where the checkpoint is laid out otherwise.
+    """
+
+    name: str
+    looked_at: tuple[str, ...]
+    read: Callable[[Checkpoint], Match | None]

@@ -1,0 +1,37 @@
+"""Reading single values of a checkpoint that may have any type."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from exporter.artifacts import Node, ObjectRef, TensorRef
+from exporter.tensors import read_integer
+
+__all__ = ["argument", "count", "number", "text"]
+
+
+def argument(arguments: Node, name: str) -> Node:
+    """Return an entry of saved training arguments: a mapping or a pickled ``argparse.Namespace``."""
+    if isinstance(arguments, ObjectRef):
+        arguments = arguments.state
+    return arguments.get(name) if isinstance(arguments, Mapping) else None
+
+
+def count(node: Node) -> int | None:
+    """Return a number of updates, written as an integer or an integer tensor; None for anything else or below 0."""
+    value = read_integer(node) if isinstance(node, TensorRef) else node
+    return value if type(value) is int and 0 <= value < 1 << 63 else None
+
+
+def number(node: Node, *, above: float = 0.0, below: float = math.inf) -> float | None:
+    """Return a number between the bounds, None for anything else."""
+    if isinstance(node, bool) or not isinstance(node, (int, float)):
+        return None
+    value = float(node) if abs(node) < 1 << 63 else math.nan
+    return value if above < value < below else None
+
+
+def text(node: Node) -> str:
+    """Return short printable text, empty for anything else."""
+    return node if isinstance(node, str) and len(node) <= 200 and node.isprintable() else ""

@@ -1,0 +1,53 @@
+"""torchvision's reference scripts: ``model``, ``model_ema`` (an AveragedModel) and the training arguments in ``args``.
+
+The decay that was used is not ``args.model_ema_decay`` but is made from it:
+``1 - min(1, (1 - decay) * world_size * batch_size * model_ema_steps / epochs)``. While the learning rate warms up the scripts
+set ``n_averaged`` back to 0, so that each update copies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from exporter.artifacts import Checkpoint, Node
+from exporter.weights.health import Schedule
+from exporter.weights.layout import Average, Layout, Match
+from exporter.weights.layouts.averaged_model import average_from_averaged_model
+from exporter.weights.layouts.fields import argument, number, text
+from exporter.weights.state_dicts import as_weights, child, own_names
+
+__all__ = ["LAYOUT"]
+
+RAW, EMA = "model", "model_ema"
+
+
+def read(checkpoint: Checkpoint) -> Match | None:
+    """Recognise ``model`` with ``args.model``, and ``model_ema`` where there is one."""
+    root = checkpoint.root
+    arguments = child(root, "args")
+    raw = as_weights(child(root, RAW), RAW)
+    name = text(argument(arguments, "model"))
+    if raw is None or not name or argument(arguments, "model_ema_decay") is None:
+        return None
+    raw = own_names(raw)
+    ema = average_from_averaged_model(child(root, EMA), EMA, EMA, raw)
+    averages = (_with_decay(ema, arguments),) if ema is not None else ()
+    return Match("torchvision", averages, raw, model=f"torchvision:{name}")
+
+
+def _with_decay(ema: Average, arguments: Node) -> Average:
+    if ema.updates == 0:  # warm-up of the learning rate: the last update copied, however many there were
+        remark = "n_averaged is 0: still copied from the raw weights at each update (warm-up of the learning rate)"
+        return replace(ema, weights=replace(ema.weights, remark=remark), schedule=Schedule(), updates=None)
+    factors = [number(argument(arguments, name)) for name in ("world_size", "batch_size", "model_ema_steps")]
+    epochs, decay = number(argument(arguments, "epochs")), number(argument(arguments, "model_ema_decay"), below=1)
+    if epochs is None or decay is None or None in factors:
+        return ema
+    share = 1.0 - decay
+    for factor in factors:
+        share *= factor or 1.0
+    used = 1.0 - min(1.0, share / epochs)
+    return replace(ema, schedule=Schedule("first copies", used if used > 0 else None))
+
+
+LAYOUT = Layout("torchvision", (EMA,), read)

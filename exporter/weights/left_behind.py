@@ -1,0 +1,34 @@
+"""What a bake leaves in the checkpoint, in bytes of storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from exporter.artifacts import Checkpoint, Node, StorageRef, TensorRef, walk
+from exporter.weights.layout import Match
+from exporter.weights.plan import BakePlan
+from exporter.weights.state_dicts import child
+
+__all__ = ["left_behind"]
+
+
+def left_behind(checkpoint: Checkpoint, match: Match, plan: BakePlan) -> dict[str, int]:
+    """Return what was not written -> bytes: ``optimizer``, ``raw weights``, ``ema NAME``, ``other tensors``; nothing twice."""
+    counted = {planned.source.storage for planned in plan.tensors}
+    groups: list[tuple[str, Iterable[TensorRef]]] = []
+    if match.raw is not None:
+        groups.append(("raw weights", match.raw.tensors.values()))
+    groups += [(f"ema {average.name}", average.weights.tensors.values()) for average in match.averages]
+    groups += [("optimizer", _tensors(node)) for _, node in walk(checkpoint.root) if child(node, "param_groups") is not None]
+    groups.append(("other tensors", _tensors(checkpoint.root)))
+    left: dict[str, int] = {}
+    for label, refs in groups:
+        storages: set[StorageRef] = {ref.storage for ref in refs} - counted
+        counted |= storages
+        if storages:
+            left[label] = left.get(label, 0) + sum(storage.size_bytes for storage in storages)
+    return left
+
+
+def _tensors(node: Node) -> Iterable[TensorRef]:
+    return [item for _, item in walk(node) if isinstance(item, TensorRef)]

@@ -1,0 +1,108 @@
+"""Reading the layout of a checkpoint: which copies of the weights it holds, and how healthy each average is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from exporter.artifacts import Checkpoint, EmaCandidate, LayoutReading, TensorRef
+from exporter.tensors import size_bytes
+from exporter.weights.health import initial_share, state_of
+from exporter.weights.layout import Average, Match
+from exporter.weights.layouts import LAYOUTS
+from exporter.weights.optimizer import optimizer_slots
+
+__all__ = ["candidate_of", "looked_at", "match_layout", "read_layout", "top_keys"]
+
+_MAX_KEYS_SHOWN = 40
+
+
+def read_layout(checkpoint: Checkpoint, *, decay: float | None = None) -> LayoutReading:
+    """Return what the checkpoint holds: averages, raw weights, optimizer slots.
+
+    Reads nothing of the tensors but counters of one element. A layout that is recognised and not baked has no candidates and
+    says why in ``remarks``.
+
+    Args:
+        checkpoint: from ``open_checkpoint``.
+        decay: what training used, where the file does not say.
+
+    Raises:
+        CheckpointError: a counter is damaged (E104, E109).
+        LayoutError: names collide once prefixes are stripped (E216), or a pickled module contains itself (E217).
+    """
+    match = match_layout(checkpoint)
+    raw = match.raw
+    refs = tuple(raw.tensors.values()) if raw is not None else ()
+    return LayoutReading(
+        layout=match.layout,
+        candidates=tuple(candidate_of(average, decay=decay) for average in match.averages),
+        raw_at=(raw.at or "the top of the file") if raw is not None else None,
+        raw_num_tensors=len(refs),
+        raw_size_bytes=sum(map(size_bytes, refs)),
+        raw_dtypes=_dtypes(refs),
+        raw_remark=raw.remark if raw is not None else "",
+        optimizer_slots=optimizer_slots(checkpoint.root),
+        looked_at=looked_at(),
+        found=top_keys(checkpoint),
+        model=match.model,
+        remarks=match.remarks,
+    )
+
+
+def match_layout(checkpoint: Checkpoint) -> Match:
+    """Return the first layout that matches, with the averages that other layouts see beside its own."""
+    first: Match | None = None
+    for layout in LAYOUTS:
+        match = layout.read(checkpoint)
+        if match is None:
+            continue
+        if first is None:
+            first = match
+        if first.refusal:
+            break
+        known = [average.weights.at for average in first.averages]
+        more = tuple(average for average in match.averages if not any(f"{average.weights.at}/".startswith(f"{at}/") for at in known))
+        if more and match is not first and not match.refusal:
+            first = replace(first, averages=(*first.averages, *more))
+    return first if first is not None else Match("unknown")
+
+
+def candidate_of(average: Average, *, decay: float | None = None) -> EmaCandidate:
+    """Return the average as it is shown, with its health; ``decay`` counts where the file does not say one."""
+    schedule = average.schedule.with_decay(decay)
+    refs = tuple(average.weights.tensors.values())
+    remark = average.weights.remark
+    if decay is not None and average.schedule.decay is not None and abs(average.schedule.decay - decay) > 1e-12:
+        remark = "; ".join(filter(None, (remark, f"the file says decay {average.schedule.decay:.6g}; the {decay:.6g} given is not used")))
+    return EmaCandidate(
+        name=average.name,
+        at=average.weights.at or "the top of the file",
+        num_tensors=len(refs),
+        dtypes=_dtypes(refs),
+        size_bytes=sum(map(size_bytes, refs)),
+        updates=average.updates,
+        decay=schedule.decay,
+        schedule=str(schedule),
+        initial_share=initial_share(schedule, average.updates),
+        state=state_of(schedule, average.updates),
+        remark=remark,
+    )
+
+
+def looked_at() -> tuple[str, ...]:
+    """Return the keys that the layouts look for, each once, in the order of the table."""
+    return tuple(dict.fromkeys(key for layout in LAYOUTS for key in layout.looked_at))
+
+
+def top_keys(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the keys at the top of the file, the first of very many."""
+    if not isinstance(checkpoint.root, Mapping):
+        return (f"a single {type(checkpoint.root).__name__}",)
+    keys = [str(key)[:80] for key in list(checkpoint.root)[:_MAX_KEYS_SHOWN]]
+    left = len(checkpoint.root) - len(keys)
+    return (*keys, *([f"... {left} more"] if left else []))
+
+
+def _dtypes(refs: Iterable[TensorRef]) -> tuple[str, ...]:
+    return tuple(sorted({ref.dtype for ref in refs}))

@@ -1,0 +1,113 @@
+"""Finding a state dict in a tree: a mapping of names to tensors, or the inert record of a pickled module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from exporter.artifacts import Node, ObjectRef, TensorRef
+from exporter.errors import LayoutError
+from exporter.weights.layout import WeightSet
+
+__all__ = ["as_weights", "child", "is_module", "own_names"]
+
+MAX_MODULES = 100_000
+"""Module paths visited in a pickled module; shared submodules count once for every path, as in torch's state dict."""
+
+_COMPILED = "_orig_mod."
+_EXTRA_STATE = "_extra_state"
+
+
+def child(node: Node, key: str) -> Node:
+    """Return ``node[key]`` where ``node`` is a mapping that has it, else None."""
+    return node.get(key) if isinstance(node, Mapping) else None
+
+
+def is_module(node: Node) -> bool:
+    """Return whether ``node`` is the record of a pickled ``torch.nn.Module``."""
+    return isinstance(node, ObjectRef) and isinstance(_attributes(node).get("_modules"), Mapping) and "_parameters" in _attributes(node)
+
+
+def as_weights(node: Node, at: str, *, remark: str = "") -> WeightSet | None:
+    """Return the weights that ``node`` holds under their names as written, None where it is no state dict.
+
+    A mapping is a state dict if its keys are text, at least one value is a tensor and no value is a mapping or list, except
+    torch's own ``_extra_state``.
+    """
+    entries: dict[str, Node]
+    if is_module(node):
+        entries = dict(_module_entries(node, at))
+    elif isinstance(node, Mapping):
+        entries = dict(node)
+        if not all(isinstance(key, str) for key in node) or any(_is_branch(name, value) for name, value in entries.items()):
+            return None
+    else:
+        return None
+    tensors = {name: value for name, value in entries.items() if isinstance(value, TensorRef)}
+    if not tensors:
+        return None
+    others = {name: value for name, value in entries.items() if not isinstance(value, TensorRef) and not _is_empty_extra(name, value)}
+    return WeightSet(at, tensors, others, remark)
+
+
+def own_names(weights: WeightSet, *, wrappers: int = 0, like: WeightSet | None = None) -> WeightSet:
+    """Return the weights under the model's own names.
+
+    ``_orig_mod.`` (torch.compile) goes wherever it stands. ``module.`` (DataParallel, DistributedDataParallel) goes from the
+    front where every name has it: ``wrappers`` times, then as long as the names are not those of ``like``.
+
+    Raises:
+        LayoutError: two names become one (E216).
+    """
+    names = {name: name.replace(_COMPILED, "") for name in [*weights.tensors, *weights.others]}
+    while all(own.startswith("module.") for own in names.values()):
+        if wrappers <= 0 and like is not None and set(names.values()) & set(like.tensors):
+            break
+        names = {name: own.removeprefix("module.") for name, own in names.items()}
+        wrappers -= 1
+    if len(set(names.values())) != len(names):
+        twice = sorted({own for own in names.values() if list(names.values()).count(own) > 1})
+        facts = {"at": weights.at, "found": ", ".join(name for name, own in names.items() if own == twice[0])}
+        raise LayoutError("E216", f"two tensors would both be called {twice[0]!r}", facts=facts)
+    tensors = {names[name]: ref for name, ref in weights.tensors.items()}
+    return WeightSet(weights.at, tensors, {names[name]: node for name, node in weights.others.items()}, weights.remark)
+
+
+def _module_entries(module: Node, at: str) -> Iterator[tuple[str, Node]]:
+    """Yield what ``module.state_dict()`` would hold, in its order."""
+    todo: list[tuple[str, Node]] = [("", module)]
+    visited = 0
+    while todo:
+        prefix, node = todo.pop()
+        visited += 1
+        if visited > MAX_MODULES:
+            facts = {"at": at, "found": f"more than {MAX_MODULES} submodules"}
+            raise LayoutError("E217", "the pickled module contains itself, or has more submodules than a model has", facts=facts)
+        attributes = _attributes(node)
+        transient = attributes.get("_non_persistent_buffers_set") or ()
+        for kind in ("_parameters", "_buffers"):
+            table = attributes.get(kind)
+            for name, value in table.items() if isinstance(table, Mapping) else ():
+                if value is not None and not (kind == "_buffers" and isinstance(transient, (set, frozenset)) and name in transient):
+                    yield f"{prefix}{name}", value
+        children = attributes.get("_modules")
+        todo += [
+            (f"{prefix}{name}.", value)
+            for name, value in reversed(list(children.items()) if isinstance(children, Mapping) else [])
+            if isinstance(value, ObjectRef)
+        ]
+
+
+def _attributes(node: Node) -> Mapping[object, Node]:
+    """Return the ``__dict__`` that the pickle gave an object."""
+    state = node.state if isinstance(node, ObjectRef) else None
+    if isinstance(state, tuple) and state:
+        state = state[0]
+    return state if isinstance(state, Mapping) else {}
+
+
+def _is_branch(name: str, value: Node) -> bool:
+    return isinstance(value, (Mapping, list)) and not name.endswith(_EXTRA_STATE)
+
+
+def _is_empty_extra(name: str, value: Node) -> bool:
+    return name.endswith(_EXTRA_STATE) and (value is None or (isinstance(value, (Mapping, list, tuple)) and not value))

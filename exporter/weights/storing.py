@@ -1,0 +1,55 @@
+"""The record beside baked weights: written with them, and read to find out whether they are up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter import __version__
+from exporter.artifacts import BakeSummary, Digest, EmaCandidate, Provenance, TensorDrift, TensorSpec, Weights, to_json
+from exporter.files import digest_of_file, digest_of_settings
+from exporter.records import read_record, write_record
+
+if TYPE_CHECKING:
+    from exporter.config import BakeConfig
+
+__all__ = ["load_weights", "store_record", "weights_key"]
+
+_STAGE = "weights"
+
+
+def weights_key(checkpoint_digest: Digest, config: BakeConfig) -> str:
+    """Return the digest of everything that decides the baked bytes: the checkpoint, the settings and this version."""
+    parts = {"stage": _STAGE, "checkpoint": checkpoint_digest.hex, "config": config.model_dump(mode="json"), "exporter": __version__}
+    return digest_of_settings(parts).hex
+
+
+def store_record(path: Path, key: str, specs: Sequence[TensorSpec], summary: BakeSummary, provenance: Provenance) -> Weights:
+    """Write the record of the baked weights at ``path`` and return the artefact."""
+    content = {"tensors": to_json(list(specs)), "summary": to_json(summary), "provenance": to_json(provenance)}
+    digest = write_record(path, key=key, content=content)
+    return Weights(path, digest, tuple(specs), summary, provenance)
+
+
+def load_weights(path: Path, *, key: str | None = None) -> Weights | None:
+    """Return the baked weights at ``path``, None where they have to be made again.
+
+    They are returned only if the record beside them was written on this machine, fits their bytes, and was made from ``key``
+    (any key where it is None).
+    """
+    content = read_record(path, key=key)
+    if content is None or set(content) != {"tensors", "summary", "provenance"} or content["provenance"].get("stage") != _STAGE:
+        return None
+    tensors = tuple(TensorSpec(item["name"], tuple(item["shape"]), item["dtype"]) for item in content["tensors"])
+    return Weights(path, digest_of_file(path), tensors, _summary(content["summary"]), Provenance(**content["provenance"]))
+
+
+def _summary(content: Mapping[str, Any]) -> BakeSummary:
+    values = {field.name: content[field.name] for field in fields(BakeSummary)}
+    drift = tuple(TensorDrift(item["name"], float(item["relative"]), float(item["max_abs"])) for item in values["drift"])
+    total, candidate = values["drift_total"], values["candidate"]
+    if candidate is not None:
+        candidate = EmaCandidate(**{**candidate, "dtypes": tuple(candidate["dtypes"])})
+    return BakeSummary(**{**values, "drift": drift, "drift_total": None if total is None else float(total), "candidate": candidate})
