@@ -17,7 +17,7 @@ from typing import Any
 
 from exporter.errors import MissingLibrary, NoGpu, VersionMismatch
 
-__all__ = ["FIRST_UNKNOWN", "OLDEST", "Messages", "construct", "find_version", "import_tensorrt", "major_of", "make_logger"]
+__all__ = ["FIRST_UNKNOWN", "OLDEST", "Messages", "check_version", "construct", "find_version", "import_tensorrt", "major_of", "make_logger"]
 
 OLDEST = (8, 6)
 FIRST_UNKNOWN = (12, 0)

@@ -1,0 +1,119 @@
+"""Real TensorRT bindings on a machine without TensorRT: the wheel of the bindings alone, and stub libraries in place of the rest.
+
+The wheels are under NVIDIA's licence: they are downloaded into a cache folder outside the repository (``EXPORTER_CONTRACT_CACHE``,
+by default in the user's cache folder) and never committed. The stubs export the few C symbols that the bindings import and return
+null; they must never come near a machine with a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import platformdirs
+import pytest
+from releases import Release
+
+REQUIRED = os.environ.get("EXPORTER_REQUIRE_CONTRACT") == "1"
+CACHE = Path(os.environ.get("EXPORTER_CONTRACT_CACHE") or Path(platformdirs.user_cache_dir("exporter")) / "contract")
+_TAG = f"cp{sys.version_info.major}{sys.version_info.minor}"
+_OFFLINE: list[str] = []
+
+
+def lacking(reason: str):
+    """Skip with ``reason``, or fail where the contract is required."""
+    if REQUIRED:
+        pytest.fail(f"EXPORTER_REQUIRE_CONTRACT=1, and {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def compiler() -> str:
+    found = shutil.which("gcc") or shutil.which("cc")
+    return found or lacking("there is no C compiler for the stub libraries")
+
+
+def compile_library(source: Path, target: Path, *, soname: str) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    subprocess.run([compiler(), "-O1", "-shared", "-fPIC", f"-Wl,-soname,{soname}", "-o", str(temporary), str(source)], check=True)
+    temporary.replace(target)
+
+
+def fake_driver() -> Path:
+    """Return a folder with the stand-in for the driver."""
+    source = Path(__file__).parent / "fake_driver.c"
+    folder = CACHE / f"driver-{abs(hash_of(source)):x}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "libcuda.so.1").exists():
+        compile_library(source, folder / "libcuda.so.1", soname="libcuda.so.1")
+    return folder
+
+
+def hash_of(path: Path) -> int:
+    import zlib
+
+    return zlib.crc32(path.read_bytes())
+
+
+def fetch(release: Release) -> Path:
+    """Return a folder with ``site`` (the package ``tensorrt_bindings``) and ``stubs``."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        pytest.skip("the bindings are fetched for Linux on x86-64 alone")
+    if not release.first_python <= sys.version_info.minor <= release.last_python:
+        pytest.skip(f"TensorRT {release} has no bindings for Python 3.{sys.version_info.minor} (3.{release.first_python} to 3.{release.last_python})")
+    compiler()
+    folder = CACHE / f"{release.version}-{_TAG}"
+    if not (folder / "complete").exists():
+        wheel = download(release, CACHE / "wheels")
+        shutil.rmtree(folder, ignore_errors=True)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder / "site")
+        make_stubs(folder)
+        (folder / "complete").touch()
+    return folder
+
+
+def download(release: Release, into: Path) -> Path:
+    into.mkdir(parents=True, exist_ok=True)
+    name, _, version = release.package.partition("==")
+    pattern = f"{name.replace('-', '_')}-{version}-{_TAG}-*.whl"
+    if not any(into.glob(pattern)):
+        if _OFFLINE:
+            lacking(_OFFLINE[0])
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "30", "--no-deps"]
+        command += ["--only-binary=:all:", "--python-version", f"3.{sys.version_info.minor}", "--implementation", "cp", "--abi", _TAG, "--dest", str(into)]
+        for platform_tag in ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux_2_31_x86_64"):
+            command += ["--platform", platform_tag]
+        done = subprocess.run([*command, release.package], capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            reason = f"the bindings {release.package} could not be downloaded: {last}"
+            if "No matching distribution" not in done.stderr or "from versions: none" in done.stderr:
+                _OFFLINE.append(reason)
+            lacking(reason)
+    return next(into.glob(pattern))
+
+
+def make_stubs(folder: Path) -> None:
+    """Compile libraries that export what the bindings import."""
+    library = next((folder / "site" / "tensorrt_bindings").glob("tensorrt*.so"))
+    stubs = folder / "stubs"
+    stubs.mkdir()
+    needed = re.findall(r"\[(libnv\w+\.so\.\d+)\]", _output("readelf", "-d", str(library)))
+    undefined = _output("nm", "-D", "--undefined-only", str(library)).split()
+    wanted = [name for name in undefined if re.search(r"_INTERNAL$|PluginRegistry$|getNvOnnxParserVersion|initLibNvInferPlugins|nvuffparser|nvcaffeparser", name)]
+    source = stubs / "stubs.c"
+    source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in wanted))
+    empty = stubs / "empty.c"
+    empty.write_text("typedef int nothing;\n")
+    for name in needed:
+        compile_library(source if name.startswith("libnvinfer.so") else empty, stubs / name, soname=name)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,282 @@
+"""What the fakes do: a TensorRT of one network, which scales the sum of each row, on the memory of the stand-in driver.
+
+``scenario`` (a dict) makes single steps go wrong, as the real library lets them: by False, None, -1 or a log line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+
+import numpy as np
+from guarded import Guarded, GuardedModule
+
+NUM_CLASSES = 10
+NUMPY = {"FLOAT": np.float32, "INT32": np.int32, "INT64": np.int64}
+
+
+class World:
+    """What was asked of the library, for the test to look at."""
+
+    def __init__(self, trt, scenario) -> None:
+        self.trt = trt
+        self.scenario = scenario
+        self.record = {"set": {}, "flags": {}, "profiles": [], "streams": [], "calls": []}
+
+    def make(self, name, behaviour):
+        return Guarded(self.trt, getattr(self.trt, name), behaviour)
+
+    def module(self):
+        return GuardedModule(self.trt, {"Builder": self.new_builder, "OnnxParser": self.new_parser, "Runtime": self.new_runtime})
+
+    def say(self, logger, text):
+        logger.log(self.trt.ILogger.Severity.WARNING, text)
+
+    def new_builder(self, logger):
+        if self.scenario.get("no_device"):
+            logger.log(self.trt.ILogger.Severity.WARNING, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        return self.make("Builder", Builder(self, logger))
+
+    def new_parser(self, network, logger):
+        return self.make("OnnxParser", Parser(self, logger))
+
+    def new_runtime(self, logger):
+        return self.make("Runtime", Runtime(self, logger))
+
+
+class Builder:
+    def __init__(self, world, logger) -> None:
+        self.world, self.logger = world, logger
+
+    def create_network(self, flags=0):
+        self.world.record["network_flags"] = int(flags)
+        return self.world.make("INetworkDefinition", Network(self.world))
+
+    def create_builder_config(self):
+        return None if self.world.scenario.get("no_config") else self.world.make("IBuilderConfig", Config(self.world))
+
+    def create_optimization_profile(self):
+        return self.world.make("IOptimizationProfile", Profile())
+
+    def build_serialized_network(self, network, config):
+        settings = object.__getattribute__(config, "_guard")[2]
+        self.world.record["set"] = {k: (v if isinstance(v, (int, str)) else str(v)) for k, v in vars(settings).items() if k not in {"world", "progress_monitor"}}
+        self.world.record["profiles"] = settings.profiles
+        self.world.record["has_monitor"] = getattr(settings, "progress_monitor", None) is not None
+        self.world.say(self.logger, "a warning of the builder")
+        if not self.tell_progress(getattr(settings, "progress_monitor", None)):
+            return None
+        if self.world.scenario.get("builder_returns_none"):
+            self.world.say(self.logger, "Could not find any implementation for node head")
+            return None
+        profiles = settings.profiles or [{}]
+        return bytearray(json.dumps({"profiles": profiles, **self.world.scenario.get("engine", {})}).encode())
+
+    def tell_progress(self, monitor) -> bool:
+        if monitor is None:
+            return True
+        assert isinstance(monitor, self.world.trt.IProgressMonitor)
+        monitor.phase_start("Building Engine", None, 2)
+        monitor.phase_start("Timing graph nodes", "Building Engine", 50)
+        for step in range(50):
+            if self.world.scenario.get("slow"):
+                import time
+
+                time.sleep(0.02)
+            if not monitor.step_complete("Timing graph nodes", step):
+                return False
+        monitor.phase_finish("Timing graph nodes")
+        monitor.phase_finish("Building Engine")
+        return True
+
+
+class Network:
+    def __init__(self, world) -> None:
+        self.world = world
+        self.num_inputs = 1
+
+    def get_input(self, index):
+        assert index == 0
+        return self.world.make("ITensor", Tensor("image", (-1, 1, 8, 8), is_shape_tensor=bool(self.world.scenario.get("shape_tensor"))))
+
+
+class Tensor:
+    def __init__(self, name, shape, *, is_shape_tensor) -> None:
+        self.name, self.shape, self.is_shape_tensor = name, shape, is_shape_tensor
+
+
+class Parser:
+    def __init__(self, world, logger) -> None:
+        self.world, self.logger = world, logger
+        self.num_errors = 7 if world.scenario.get("parser_refuses") else 0
+
+    def parse_from_file(self, model):
+        with open(model, "rb") as file:
+            self.world.record["onnx_bytes"] = len(file.read())
+        return not self.world.scenario.get("parser_refuses")
+
+    def get_error(self, index):
+        return self.world.make("ParserError", ParserError(index))
+
+
+class ParserError:
+    def __init__(self, index) -> None:
+        self.index = index
+
+    def node(self):
+        return self.index
+
+    def node_name(self):
+        return f"/head/op{self.index}"
+
+    def node_operator(self):
+        return "NonMaxSuppression"
+
+    def desc(self):
+        return "no importer registered for op"
+
+
+class Profile:
+    def __init__(self) -> None:
+        self.shapes = {}
+
+    def set_shape(self, input, min, opt, max):  # noqa: A002 - TensorRT's names
+        self.shapes[input] = [list(min), list(opt), list(max)]
+
+
+class Config:
+    def __init__(self, world) -> None:
+        self.world = world
+        self.profiles = []
+
+    def set_memory_pool_limit(self, pool, pool_size):
+        self.world.record["pool"] = [str(pool), pool_size]
+
+    def set_flag(self, flag):
+        self.world.record["flags"][str(flag)] = True
+
+    def clear_flag(self, flag):
+        self.world.record["flags"][str(flag)] = False
+
+    def get_tactic_sources(self):
+        return 0b11111
+
+    def set_tactic_sources(self, tactic_sources):
+        self.world.record["tactic_sources"] = tactic_sources
+        return not self.world.scenario.get("tactics_refused")
+
+    def add_optimization_profile(self, profile):
+        if self.world.scenario.get("profile_refused"):
+            return -1
+        self.profiles.append(object.__getattribute__(profile, "_guard")[2].shapes)
+        return len(self.profiles) - 1
+
+
+class Runtime:
+    def __init__(self, world, logger) -> None:
+        self.world, self.logger = world, logger
+
+    def deserialize_cuda_engine(self, serialized_engine):
+        try:
+            plan = json.loads(bytes(serialized_engine))
+        except ValueError:
+            plan = None
+        if plan is None or self.world.scenario.get("plan_refused"):
+            self.world.say(self.logger, "The engine plan file is generated on an incompatible device")
+            return None
+        return self.world.make("ICudaEngine", Engine(self.world, plan))
+
+
+class Engine:
+    def __init__(self, world, plan) -> None:
+        self.world = world
+        self.profiles = plan["profiles"]
+        self.tensors = [("image", "INPUT", "FLOAT", (-1, 1, 8, 8)), ("logits", "OUTPUT", plan.get("output_dtype", "FLOAT"), (-1, NUM_CLASSES))]
+        self.num_io_tensors = len(self.tensors)
+        self.num_optimization_profiles = len(self.profiles)
+
+    def of(self, name):
+        return next(tensor for tensor in self.tensors if tensor[0] == name)
+
+    def get_tensor_name(self, index):
+        return self.tensors[index][0]
+
+    def get_tensor_mode(self, name):
+        return getattr(self.world.trt.TensorIOMode, self.of(name)[1])
+
+    def get_tensor_dtype(self, name):
+        return getattr(self.world.trt.DataType, self.of(name)[2])
+
+    def get_tensor_shape(self, name):
+        return self.of(name)[3]
+
+    def get_tensor_profile_shape(self, name, profile_index):
+        return self.profiles[profile_index][name]
+
+    def is_shape_inference_io(self, name):
+        return bool(self.world.scenario.get("shape_inference_io"))
+
+    def create_execution_context(self):
+        return None if self.world.scenario.get("no_context") else self.world.make("IExecutionContext", Context(self.world, self))
+
+    def create_engine_inspector(self):
+        return self.world.make("EngineInspector", Inspector(self.world))
+
+
+class Inspector:
+    def __init__(self, world) -> None:
+        self.world = world
+
+    def get_engine_information(self, format):  # noqa: A002 - TensorRT's names
+        assert format == self.world.trt.LayerInformationFormat.JSON
+        kind = self.world.scenario.get("layer_dtype", "FP32")
+        if int(self.world.trt.__version__.split(".")[0]) >= 11:
+            tensor = {"Name": "t", "Format": "Row major linear", "Datatype": {"FP32": "Float", "FP16": "Half"}[kind]}
+            layers = [{"Name": "conv", "LayerType": "Conv", "Outputs": [tensor]}, {"Name": "head", "LayerType": "Gemm", "Outputs": [tensor]}]
+            return json.dumps({"Layers": layers, "I/O Tensors": [{"Name": "image", "IOMode": "Input"}, {"Name": "logits", "IOMode": "Output"}]})
+        tensor = {"Name": "t", "Location": "Device", "Dimensions": [1], "Format/Datatype": f"Row major linear {kind}"}
+        layers = [{"Name": "conv", "LayerType": "Conv", "Outputs": [tensor]}, {"Name": "head", "LayerType": "Gemm", "Outputs": [tensor]}]
+        return json.dumps({"Layers": layers, "Bindings": ["image", "logits"]})
+
+
+class Context:
+    def __init__(self, world, engine) -> None:
+        self.world, self.engine = world, engine
+        self.shapes, self.addresses, self.profile = {}, {}, 0
+
+    def set_optimization_profile_async(self, profile_index, stream_handle):
+        self.profile, self.shapes = profile_index, {}
+        self.world.record["calls"].append(f"profile {profile_index}")
+        return stream_handle != 0
+
+    def set_input_shape(self, name, shape):
+        low, _, high = self.engine.profiles[self.profile][name]
+        fits = all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
+        self.shapes[name] = tuple(shape)
+        return fits and not self.world.scenario.get("shape_refused")
+
+    def infer_shapes(self):
+        return ["image"] if self.world.scenario.get("shapes_unknown") else []
+
+    def get_tensor_shape(self, name):
+        return (-1, NUM_CLASSES) if self.world.scenario.get("data_dependent") else (self.shapes["image"][0], NUM_CLASSES)
+
+    def set_tensor_address(self, name, memory):
+        self.addresses[name] = memory
+        return memory != 0
+
+    def execute_async_v3(self, stream_handle):
+        self.world.record["streams"].append(stream_handle)
+        if self.world.scenario.get("enqueue_fails"):
+            return False
+        image = self.view("image", self.shapes["image"], np.float32)
+        batch = image.shape[0]
+        logits = self.view("logits", (batch, NUM_CLASSES), NUMPY[self.engine.of("logits")[2]])
+        written = batch - 1 if self.world.scenario.get("row_unwritten") else batch
+        logits[:written] = (image.reshape(batch, -1).sum(1)[:, None] * np.arange(1, NUM_CLASSES + 1))[:written]
+        return True
+
+    def view(self, name, shape, dtype):
+        count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return np.frombuffer((ctypes.c_char * count).from_address(self.addresses[name]), dtype).reshape(shape)

@@ -1,0 +1,276 @@
+"""The worker's real code for building and running, in a real process, on the real bindings of each release, with guarded fakes.
+
+It checks the shape of the API, the order of calls, and what is done with each way in which TensorRT tells of failure. What only a GPU can
+show is in ``tests/gpu``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from exporter.errors import ArtifactError, EngineBuildError, ModelNotSupported, NoGpu, SampleError
+from exporter.trt_worker import pack_arrays, unpack_arrays
+
+PROFILES = [{"image": [[1, 1, 8, 8], [32, 1, 8, 8], [32, 1, 8, 8]]}, {"image": [[64, 1, 8, 8], [64, 1, 8, 8], [128, 1, 8, 8]]}]
+
+
+@pytest.fixture
+def request_arguments(tmp_path):
+    onnx = tmp_path / "digits.onnx"
+    onnx.write_bytes(b"not read by the stand-in")
+    return {"onnx_path": str(onnx), "profiles": PROFILES, "tf32": False, "workspace_bytes": 64 << 20, "optimization_level": 2, "timing_iterations": 8}
+
+
+def major(release) -> int:
+    return int(release.version.split(".")[0])
+
+
+def feed(batch: int) -> dict[str, np.ndarray]:
+    return {"image": np.random.default_rng(batch).standard_normal((batch, 1, 8, 8), dtype=np.float32)}
+
+
+def expected(arrays) -> np.ndarray:
+    return arrays["image"].reshape(len(arrays["image"]), -1).sum(1)[:, None] * np.arange(1, 11)
+
+
+def infer(worker, arrays):
+    specs, buffers = pack_arrays(arrays)
+    reply = worker.request("infer", {"arrays": specs}, buffers, limit_s=60)
+    return unpack_arrays(reply.value["arrays"], reply.buffers)
+
+
+@pytest.fixture
+def loaded(start, request_arguments, tmp_path):
+    """Return a function that builds, loads and returns the worker, in the with statement of the test."""
+
+    def enter(worker):
+        plan = bytes(worker.request("build", request_arguments, limit_s=60).buffers[0])
+        path = tmp_path / "digits.plan"
+        path.write_bytes(plan)
+        value = worker.request("load", {"path": str(path), "sha256": hashlib.sha256(plan).hexdigest()}, limit_s=60).value
+        return value
+
+    return enter
+
+
+def test_build(release, start, request_arguments):
+    """A build sets everything that decides a plan, in the way of this release, and tells what it did."""
+    seen = []
+    with start() as worker:
+        reply = worker.request("build", request_arguments, limit_s=60, progress=lambda *step: seen.append(step) or True)
+        record = worker.request("record", limit_s=60).value
+    facts = reply.value
+    strongly_typed = major(release) >= 10
+    assert facts["tensorrt_version"].startswith(release.version.rpartition(".post")[0] or release.version)
+    assert facts["sha256"] == hashlib.sha256(reply.buffers[0]).hexdigest()
+    assert facts["strongly_typed"] == strongly_typed
+    assert facts["precision_shares"] == {"fp32": 1.0}
+    assert facts["warnings"] == ["[warning] a warning of the builder"]
+    assert [(t["name"], t["is_input"], t["dtype"], t["shape"]) for t in facts["tensors"]] == [("image", True, "FLOAT", [-1, 1, 8, 8]), ("logits", False, "FLOAT", [-1, 10])]
+    # STRONGLY_TYPED is bit 1 in TensorRT 10 and bit 0 in TensorRT 11; EXPLICIT_BATCH is bit 0 in TensorRT 8
+    assert record["network_flags"] == {8: 0b1, 10: 0b10, 11: 0b1}[major(release)]
+    assert record["flags"] == {"BuilderFlag.TF32": False}
+    assert record["pool"] == ["MemoryPoolType.WORKSPACE", 64 << 20]
+    assert record["set"]["avg_timing_iterations"] == 8
+    assert record["set"]["builder_optimization_level"] == 2
+    assert record["set"]["profiling_verbosity"] == "ProfilingVerbosity.DETAILED"
+    assert record["profiles"] == PROFILES
+    assert record["has_monitor"] == strongly_typed
+    phases = [phase for phase, _, _ in seen]
+    assert phases[:2] == ["parse", "parse"]
+    assert phases[-1] == "inspect"
+    assert ("Timing graph nodes" in phases) == strongly_typed
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_stated(release, start, request_arguments, tf32):
+    """TF32 is on in TensorRT by default; a build says it either way."""
+    with start() as worker:
+        worker.request("build", {**request_arguments, "tf32": tf32}, limit_s=60)
+        assert worker.request("record", limit_s=60).value["flags"] == {"BuilderFlag.TF32": tf32}
+
+
+@pytest.mark.parametrize("on_request", [True, False], ids=["on request", "libraries missing"])
+def test_tactics_of_missing_libraries_are_switched_off(release, start, request_arguments, on_request):
+    """Before TensorRT 10, tactics of cuBLAS and cuDNN are left out on request, and by themselves where the libraries are not there; the answer says so."""
+    with start() as worker:
+        facts = worker.request("build", {**request_arguments, "disable_tactic_libraries": on_request}, limit_s=60).value
+        sources = worker.request("record", limit_s=60).value.get("tactic_sources")
+    if major(release) >= 10:
+        assert (facts["disabled_tactic_sources"], sources) == ([], None)
+    elif on_request:
+        assert facts["disabled_tactic_sources"] == ["CUBLAS", "CUBLAS_LT", "CUDNN"]
+        assert sources == 0b11000
+    else:
+        off = facts["disabled_tactic_sources"]
+        assert (sources is None) == (not off)  # which of the libraries this machine has is not for the test to say
+
+
+@pytest.mark.parametrize(
+    ("scenario", "code", "kind", "text"),
+    [
+        pytest.param({"no_device": True}, "E818", NoGpu, "CUDA initialization failure", id="no device"),
+        pytest.param({"parser_refuses": True}, "E501", EngineBuildError, "no importer registered", id="parser"),
+        pytest.param({"builder_returns_none": True}, "E502", EngineBuildError, "Could not find any implementation for node head", id="builder"),
+        pytest.param({"no_config": True}, "E502", EngineBuildError, "create_builder_config", id="config"),
+        pytest.param({"profile_refused": True}, "E502", EngineBuildError, "refused an optimization profile", id="profile"),
+        pytest.param({"shape_tensor": True}, "E524", ModelNotSupported, "decides shapes", id="shape tensor"),
+        pytest.param({"layer_dtype": "FP16"}, "E507", EngineBuildError, "fp16 100.0%", id="precision"),
+    ],
+)
+def test_each_failure_of_a_build_is_an_error(release, start, request_arguments, scenario, code, kind, text):
+    """False, None, -1 and a null pointer are each an error with its code, with TensorRT's own words in it."""
+    with start(**scenario) as worker, pytest.raises(kind) as caught:
+        worker.request("build", request_arguments, limit_s=60)
+    assert caught.value.code == code
+    assert text in str(caught.value)
+
+
+def test_a_refused_profile_is_named(release, start, request_arguments):
+    """A profile that leaves out a dynamic input is an error before the builder starts."""
+    with start() as worker, pytest.raises(EngineBuildError, match="does not name every dynamic input") as caught:
+        worker.request("build", {**request_arguments, "profiles": [{}]}, limit_s=60)
+    assert caught.value.facts["missing"] == "image"
+
+
+def test_parser_errors_name_their_nodes(release, start, request_arguments):
+    """Every parser error says which node; from TensorRT 10 on by name and operator."""
+    with start(parser_refuses=True) as worker, pytest.raises(EngineBuildError) as caught:
+        worker.request("build", request_arguments, limit_s=60)
+    lines = caught.value.facts["nodes"].split("\n")
+    assert lines[0] == ("node 0 '/head/op0' (NonMaxSuppression): no importer registered for op" if major(release) >= 10 else "node 0: no importer registered for op")
+    assert lines[-1] == "and 2 more"
+    assert bool(caught.value.help) == (major(release) < 10)
+
+
+def test_a_build_is_cancelled(release, start, request_arguments):
+    """From TensorRT 10 on, a False from the callback reaches the builder through its progress monitor."""
+    if major(release) < 10:
+        pytest.skip("TensorRT before 10 has no progress monitor: the worker is ended, which tests/trt_worker shows")
+    with start(slow=True) as worker, pytest.raises(EngineBuildError, match="cancelled") as caught:
+        worker.request("build", request_arguments, limit_s=60, progress=lambda phase, done, total: done < 5 or phase != "Timing graph nodes")
+    assert caught.value.code == "E503"
+
+
+def test_infer(release, start, loaded):
+    """A loaded engine computes on the stream that is not the default one, for shapes of either profile, in any order."""
+    with start() as worker:
+        loaded(worker)
+        for batch in (4, 128, 1, 32):
+            arrays = feed(batch)
+            np.testing.assert_allclose(infer(worker, arrays)["logits"], expected(arrays), rtol=1e-5, atol=1e-4)
+        record = worker.request("record", limit_s=60).value
+    assert 0 not in record["streams"]
+    assert record["calls"] == ["profile 1", "profile 0"]
+    assert record["LiveBlocks"] == 0
+
+
+def test_what_the_engine_does_not_write_is_nan(release, start, loaded):
+    """Outputs are NaN before a call, so that a row that the engine leaves out is seen."""
+    with start(row_unwritten=True) as worker:
+        loaded(worker)
+        arrays = feed(4)
+        logits = infer(worker, arrays)["logits"]
+    np.testing.assert_allclose(logits[:3], expected(arrays)[:3], rtol=1e-5, atol=1e-4)
+    assert np.isnan(logits[3]).all()
+
+
+def test_timing(release, start, loaded):
+    """A block is timed call by call with one synchronisation after it, on buffers that stay; nothing is left on the device after."""
+    with start() as worker:
+        loaded(worker)
+        prepared = []
+        for batch in (1, 32):
+            specs, buffers = pack_arrays(feed(batch))
+            prepared.append(worker.request("prepare", {"arrays": specs}, buffers, limit_s=60).value["prepared"])
+        before = worker.request("record", limit_s=60).value
+        for number in (*prepared, *prepared):
+            reply = worker.request("time", {"prepared": number, "iterations": 25}, limit_s=60)
+            times = unpack_arrays(reply.value["arrays"], reply.buffers)["milliseconds"]
+            assert times.shape == (25,)
+            assert (times > 0).all()
+            assert times.sum() <= reply.value["wall_ms"]
+        after = worker.request("record", limit_s=60).value
+        worker.request("release", {"prepared": prepared[0]}, limit_s=60)
+        worker.request("unload", limit_s=60)
+        end = worker.request("record", limit_s=60).value
+    assert len(after["streams"]) - len(before["streams"]) == 100
+    assert after["Synchronisations"] - before["Synchronisations"] == 2 * 4  # before and after each block
+    assert (before["LiveBlocks"], after["LiveBlocks"], end["LiveBlocks"], end["LiveEvents"], end["LiveStreams"]) == (4, 4, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "code", "kind"),
+    [
+        pytest.param({"shape_refused": True}, "E522", EngineBuildError, id="set_input_shape"),
+        pytest.param({"shapes_unknown": True}, "E522", EngineBuildError, id="infer_shapes"),
+        pytest.param({"enqueue_fails": True}, "E522", EngineBuildError, id="execute"),
+        pytest.param({"data_dependent": True}, "E524", ModelNotSupported, id="data-dependent output"),
+    ],
+)
+def test_each_failure_of_a_call_is_an_error(release, start, loaded, scenario, code, kind):
+    """Every bool that TensorRT returns is looked at, and nothing stays on the device after a failure."""
+    with start(**scenario) as worker:
+        loaded(worker)
+        with pytest.raises(kind) as caught:
+            infer(worker, feed(4))
+        assert worker.request("record", limit_s=60).value["LiveBlocks"] == 0
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("scenario", "code"),
+    [({"plan_refused": True}, "E521"), ({"no_context": True}, "E522"), ({"shape_inference_io": True}, "E524"), ({"engine": {"output_dtype": "FP8"}}, "E524")],
+    ids=["plan", "context", "shape input", "dtype"],
+)
+def test_each_failure_of_loading_is_an_error(release, start, request_arguments, tmp_path, scenario, code):
+    """A plan that this TensorRT does not take, or takes and cannot run, is an error with its code."""
+    path = tmp_path / "digits.plan"
+    path.write_text('{"profiles": [{"image": [[1, 1, 8, 8], [1, 1, 8, 8], [1, 1, 8, 8]]}], "output_dtype": "FP8"}' if "engine" in scenario else '{"profiles": [{}]}')
+    with start(**scenario) as worker, pytest.raises((ArtifactError, EngineBuildError, ModelNotSupported)) as caught:
+        worker.request("load", {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, limit_s=60)
+    assert caught.value.code == code
+
+
+def test_a_plan_with_other_bytes_never_reaches_tensorrt(release, start, tmp_path):
+    """The digest is compared over the bytes that would go to TensorRT."""
+    path = tmp_path / "digits.plan"
+    path.write_bytes(b'{"profiles": [{}]}')
+    with start(plan_refused=True) as worker, pytest.raises(ArtifactError, match="differs from its record"):
+        worker.request("load", {"path": str(path), "sha256": "0" * 64}, limit_s=60)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"images": np.zeros((4, 1, 8, 8), np.float32)},
+        {"image": np.zeros((4, 1, 8, 8), np.float64)},
+        {"image": np.zeros((4, 1, 8, 9), np.float32)},
+        {"image": np.zeros((4, 8, 8), np.float32)},
+        {"image": np.zeros((48, 1, 8, 8), np.float32)},
+    ],
+    ids=["name", "dtype", "shape", "rank", "between the profiles"],
+)
+def test_inputs_that_do_not_fit_are_refused(release, start, loaded, arrays):
+    """A name, dtype or shape outside every profile is an error that says what would fit."""
+    with start() as worker:
+        loaded(worker)
+        with pytest.raises(SampleError) as caught:
+            infer(worker, arrays)
+    assert caught.value.code == "E525"
+    assert caught.value.facts["expected"]
+
+
+def test_device_memory_that_runs_out_is_an_error(release, start, loaded, monkeypatch):
+    """A CUDA call that fails names itself and the error, and what was taken is given back."""
+    monkeypatch.setenv("FAKE_CUDA_MEMORY", "36000")
+    with start() as worker:
+        loaded(worker)
+        with pytest.raises(EngineBuildError, match="CUDA call") as caught:
+            infer(worker, feed(128))
+        assert worker.request("record", limit_s=60).value["LiveBlocks"] == 0
+        infer(worker, feed(4))
+    assert caught.value.facts == {"call": "cuMemAlloc_v2", "found": "error 2: CUDA_ERROR_OUT_OF_MEMORY: out of memory"}
