@@ -26,7 +26,12 @@ def example_inputs(config: ModelConfig, samples: Samples | None) -> tuple[InputC
         return tuple(_checked(entry, config.inputs) for entry in config.inputs)
     if samples is None:
         help_text = 'give recorded samples ([samples] path = "samples.npz") or a shape: [[model.inputs]] name = "image", shape = [2, 3, 224, 224]'
-        raise ConfigError("E311", "the shape of the model's input is not known", facts={"at": "model -> inputs", "found": "no inputs and no samples"}, help=help_text)
+        raise ConfigError(
+            "E311",
+            "the shape of the model's input is not known",
+            facts={"at": "model -> inputs", "found": "no inputs and no samples"},
+            help=help_text,
+        )
     return tuple(
         InputConfig(name=name, shape=(BATCH, *array.shape[1:]), dtype="float32" if array.dtype.kind == "f" else str(array.dtype))
         for name, array in samples.inputs.items()
@@ -38,7 +43,9 @@ def _checked(entry: InputConfig, every: tuple[InputConfig, ...]) -> InputConfig:
     if sum(other.name == entry.name for other in every) > 1:
         raise ConfigError("E312", "two inputs have the same name", facts={"at": at})
     if not entry.shape or any(size < 1 for size in entry.shape):
-        raise ConfigError("E312", "an input has an axis without elements", facts={"at": at, "found": list(entry.shape), "expected": "sizes >= 1, the batch first"})
+        raise ConfigError(
+            "E312", "an input has an axis without elements", facts={"at": at, "found": list(entry.shape), "expected": "sizes >= 1, the batch first"}
+        )
     if entry.dtype not in _DTYPES:
         raise ConfigError("E312", "an input has a dtype that is not known", facts={"at": at, "found": entry.dtype, "expected": ", ".join(_DTYPES)})
     if any(not axis.isdigit() or int(axis) >= len(entry.shape) for axis in entry.dynamic):

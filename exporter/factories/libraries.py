@@ -5,11 +5,13 @@ Nothing is ever downloaded: weights come from the checkpoint alone.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
 import io
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["library_factory", "module_from_pt2"]
 
-_DOWNLOADS = {"timm": {"pretrained": False}, "torchvision": {"weights": None, "weights_backbone": None}, "ultralytics": {}}
+_DOWNLOADS: dict[str, dict[str, object]] = {
+    "timm": {"pretrained": False},
+    "torchvision": {"weights": None, "weights_backbone": None},
+    "ultralytics": {},
+}
 
 
 def library_factory(reference: FactoryReference, arguments: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -58,7 +64,9 @@ def module_from_pt2(reference: FactoryReference, *, trust_code: bool) -> nn.Modu
             verify_record(path)
         except ArtifactError as err:
             help_text = "loading a .pt2 runs code from it; if you trust its author, say so: --trust-code (trust_code = true under [model])"
-            raise ArtifactError("E309", "this .pt2 was not written by exporter on this machine", facts={"file": path, "found": err.problem}, help=help_text) from err
+            raise ArtifactError(
+                "E309", "this .pt2 was not written by exporter on this machine", facts={"file": path, "found": err.problem}, help=help_text
+            ) from err
     import torch
 
     with running_user_code("E306", "the .pt2 cannot be loaded", kind=ExportError, facts={"file": path}):
@@ -90,13 +98,16 @@ def _from_ultralytics(reference: FactoryReference, arguments: dict[str, Any]) ->
         # the yaml of a library's own model carries no path: yolov8n.yaml means scale n of yolov8.yaml
         task = tasks.guess_model_task(tasks.yaml_model_load(reference.name))
     if task not in kinds:
-        raise ExportError("E304", f"ultralytics models of task {task} are not supported", facts={"factory": reference.text, "expected": ", ".join(kinds)})
+        raise ExportError(
+            "E304", f"ultralytics models of task {task} are not supported", facts={"factory": reference.text, "expected": ", ".join(kinds)}
+        )
     return getattr(tasks, kinds[task]), {"cfg": reference.name, "verbose": False, **arguments}
 
 
 def _import(module: str, reference: FactoryReference) -> Any:  # noqa: ANN401 - a library without types
     try:
-        return importlib.import_module(module)
+        with contextlib.redirect_stdout(sys.stderr):
+            return importlib.import_module(module)
     except ModuleNotFoundError as err:
         library = module.partition(".")[0]
         facts = {"factory": reference.text, "missing": err.name or library}
@@ -106,4 +117,6 @@ def _import(module: str, reference: FactoryReference) -> Any:  # noqa: ANN401 - 
 def _no_such_model(reference: FactoryReference, known: Sequence[str]) -> ConfigError:
     near = difflib.get_close_matches(reference.name, known, n=3)
     facts = {"at": "model -> factory", "found": reference.text, "known": f"{len(known)} models"}
-    return ConfigError("E304", f"{reference.scheme} has no model {reference.name}", facts=facts, help=f"did you mean {' or '.join(near)}?" if near else "")
+    return ConfigError(
+        "E304", f"{reference.scheme} has no model {reference.name}", facts=facts, help=f"did you mean {' or '.join(near)}?" if near else ""
+    )

@@ -45,14 +45,18 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as err:
-        raise ArtifactError("E321", "the baked weights cannot be read", facts={"file": path, "found": err}, help="exporter bake-ema makes them again") from err
+        raise ArtifactError(
+            "E321", "the baked weights cannot be read", facts={"file": path, "found": err}, help="exporter bake-ema makes them again"
+        ) from err
 
 
 def _check_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
     missing = [name for name in own if name not in tensors]
     unexpected = [name for name in tensors if name not in own]
     misshapen = [
-        f"{name}: got {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}" for name in own if name in tensors and tensors[name].shape != own[name].shape
+        f"{name}: got {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
     ]
     if not (missing or unexpected or misshapen):
         return
@@ -72,7 +76,12 @@ def _check_dtypes(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path
             lossy.append(f"{name}: got {got}, expected {expected}")
     if lossy:
         help_text = 'cast them on purpose when baking: [weights] dtype = "float32"'
-        raise LayoutError("E323", "the weights would lose precision in this model", facts={"file": path, "tensors": _listed(lossy), "note": "nothing was loaded"}, help=help_text)
+        raise LayoutError(
+            "E323",
+            "the weights would lose precision in this model",
+            facts={"file": path, "tensors": _listed(lossy), "note": "nothing was loaded"},
+            help=help_text,
+        )
 
 
 def _listed(names: list[str]) -> str:

@@ -34,10 +34,16 @@ def read_callable(reference: FactoryReference) -> Callable[..., Any]:
             own = sorted(name for name, value in vars(found).items() if callable(value) and not name.startswith("_"))
             near = difflib.get_close_matches(step, own, n=3)
             facts = {"in": reference.path or reference.source, "found": ", ".join(own) or "nothing that can be called", "expected": reference.name}
-            raise ConfigError("E304", f"there is no {reference.name} in the model's code", facts=facts, help=f"did you mean {' or '.join(near)}?" if near else "")
+            raise ConfigError(
+                "E304", f"there is no {reference.name} in the model's code", facts=facts, help=f"did you mean {' or '.join(near)}?" if near else ""
+            )
         found = getattr(found, step)
     if not callable(found):
-        facts = {"in": reference.path or reference.source, "found": f"{reference.name} is a {type(found).__name__}", "expected": "a function or class that returns the network"}
+        facts = {
+            "in": reference.path or reference.source,
+            "found": f"{reference.name} is a {type(found).__name__}",
+            "expected": "a function or class that returns the network",
+        }
         raise ConfigError("E304", f"{reference.name} cannot be called", facts=facts)
     return found  # type: ignore[no-any-return]  # checked with callable()
 
@@ -90,7 +96,12 @@ def _import_package(reference: FactoryReference) -> types.ModuleType:
     try:
         spec = importlib.util.find_spec(reference.source)
     except ModuleNotFoundError as err:
-        raise ConfigError("E303", f"there is no module {reference.source}", facts={**facts, "missing": err.name}, help="install it, or name a file: path/to/file.py:callable") from err
+        raise ConfigError(
+            "E303",
+            f"there is no module {reference.source}",
+            facts={**facts, "missing": err.name},
+            help="install it, or name a file: path/to/file.py:callable",
+        ) from err
     if spec is None:
         raise ConfigError("E303", f"there is no module {reference.source}", facts=facts, help="install it, or name a file: path/to/file.py:callable")
     with running_user_code("E305", f"the module {reference.source} cannot be imported", kind=ExportError, facts=facts):

@@ -6,6 +6,7 @@ This is the one place that catches every exception: a factory or a ``forward`` m
 from __future__ import annotations
 
 import contextlib
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
@@ -20,13 +21,21 @@ _OURS = str(Path(__file__).resolve().parent.parent)
 
 
 @contextlib.contextmanager
-def running_user_code(code: str, problem: str, *, kind: type[ModelNotSupported], facts: Mapping[str, object] | None = None, help: str = "") -> Iterator[None]:  # noqa: A002 - the word on screen
+def running_user_code(
+    code: str,
+    problem: str,
+    *,
+    kind: type[ModelNotSupported],
+    facts: Mapping[str, object] | None = None,
+    help: str = "",  # noqa: A002 - the word on screen
+) -> Iterator[None]:
     """Raise ``kind`` with ``code`` and ``problem`` for any exception inside; the original one is chained."""
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result
+            yield
     except ExporterError:
         raise
-    except Exception as err:  # noqa: BLE001 - code of the user's may raise anything; the cause is chained and named
+    except Exception as err:  # code of the user's may raise anything; the cause is chained and named
         found = {"raised": f"{type(err).__name__}: {first_line(err)}"}
         line = user_line(err)
         if line:
@@ -40,7 +49,11 @@ def user_line(err: BaseException) -> str:
         return f"{err.filename}:{err.lineno}: {(err.text or '').strip()}"
     frames = [frame for frame in traceback.extract_tb(err.__traceback__) if _is_user_file(frame.filename)]
     if not frames:
-        frames = [frame for frame in traceback.extract_tb(err.__traceback__) if "/torch/" not in frame.filename and not frame.filename.startswith((_OURS, "<"))]
+        frames = [
+            frame
+            for frame in traceback.extract_tb(err.__traceback__)
+            if "/torch/" not in frame.filename and not frame.filename.startswith((_OURS, "<"))
+        ]
     if not frames:
         return ""
     last = frames[-1]

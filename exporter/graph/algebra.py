@@ -60,4 +60,5 @@ def rounded_once(exact: Float64, dtype: str) -> NDArray[Any]:
         towards_zero = np.where(np.abs(near.astype(np.float64)) > np.abs(exact), np.nextafter(near, np.float32(0)), near).astype(np.float32)
         is_inexact = towards_zero.astype(np.float64) != exact
         odd = (towards_zero.view(np.uint32) | (is_inexact & np.isfinite(exact)).astype(np.uint32)).view(np.float32)
-        return odd.astype(_FORMATS[dtype])
+        rounded: NDArray[Any] = odd.astype(_FORMATS[dtype])
+        return rounded

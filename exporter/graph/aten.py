@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
@@ -87,7 +88,7 @@ def constant_tensor(program: ExportedProgram, target: str) -> torch.Tensor:
 
 def arguments_of(node: torch.fx.Node) -> dict[str, Any]:
     """Return the arguments of an aten call by the names of its schema, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]
+    schema = node.target._schema  # type: ignore[union-attr]  # noqa: SLF001 - torch has no public name for it
     found = {}
     for position, argument in enumerate(schema.arguments):
         if position < len(node.args):
@@ -101,8 +102,8 @@ def arguments_of(node: torch.fx.Node) -> dict[str, Any]:
 
 def operator_kind(node: torch.fx.Node) -> str:
     """Return the short name of a call: ``conv2d`` for ``aten.conv2d.default``."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.partition("::")[2]
+    if isinstance(node.target, OpOverload):
+        return str(node.target._schema.name).partition("::")[2]  # noqa: SLF001 - torch has no public name for it
     return str(getattr(node.target, "__name__", node.target))
 
 
@@ -115,7 +116,9 @@ def module_of(node: torch.fx.Node) -> str:
 def count_calls(program: ExportedProgram) -> int:
     """Return the number of tensor operations, without access to tuples and arithmetic on sizes."""
     return sum(
-        isinstance(node.target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)) and operator_kind(node) != "sym_size" for node in program.graph.nodes if node.op == "call_function"
+        isinstance(node.target, (OpOverload, HigherOrderOperator)) and operator_kind(node) != "sym_size"
+        for node in program.graph.nodes
+        if node.op == "call_function"
     )
 
 
@@ -143,7 +146,7 @@ def _operator(node: torch.fx.Node, targets: Mapping[str, str], names: _Names) ->
     inputs = tuple(_all_inputs(node))
     kind, module = operator_kind(node), module_of(node)
     role: Linear | ChannelAffine | None = None
-    if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten":
+    if node.op == "call_function" and isinstance(node.target, OpOverload) and node.target.namespace == "aten":
         if kind in _BATCH_NORMS:
             role = _batch_norm(node, kind)
             if role is not None:

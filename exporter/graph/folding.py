@@ -33,7 +33,8 @@ def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph
     num_seen = len(abstract.channel_affines())
     plan = make_plan(abstract, ProgramConstants(program), config)
     nested = [
-        Refusal(name, RefusalReason.NOT_LINEAR, (), "it stands in a nested graph (torch.cond, or a part that runs with another grad mode)") for name in nested_batch_norms(program)
+        Refusal(name, RefusalReason.NOT_LINEAR, (), "it stands in a nested graph (torch.cond, or a part that runs with another grad mode)")
+        for name in nested_batch_norms(program)
     ]
     plan = Plan(plan.edits, plan.folded, (*plan.refusals, *nested))
     folded = folded_program(program, plan.edits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,26 +35,35 @@ def output_specs(program: ExportedProgram, configured: tuple[str, ...], axis_nam
     tree = program.call_spec.out_spec
     results = [value for node in program.graph.nodes if node.op == "output" for value in node.args[0]]
     results = results[len(results) - len(program.graph_signature.user_outputs) :]
-    own = _own_names(tree) if tree is not None else [f"output_{i}" for i in range(len(results))]
+    own = _own_names(tree)
     names = configured or tuple(own)
     if len(names) != len(results) or len(set(names)) != len(names):
-        facts = {"at": "model -> outputs", "found": ", ".join(names), "expected": f"{len(results)} different names; the network's own are {', '.join(own)}"}
+        facts = {
+            "at": "model -> outputs",
+            "found": ", ".join(names),
+            "expected": f"{len(results)} different names; the network's own are {', '.join(own)}",
+        }
         raise ConfigError("E332", "the names of the outputs do not fit the network", facts=facts)
     specs = []
     for name, result in zip(names, results, strict=True):
         tensor = result.meta.get("val") if isinstance(result, torch.fx.Node) else result
         if not isinstance(tensor, torch.Tensor):
             facts = {"output": name, "found": type(tensor).__name__, "expected": "a tensor"}
-            raise ExportError("E336", "the network returns something that is not a tensor", facts=facts, help="wrap it in a module whose forward returns tensors only")
-        shape = tuple(size if isinstance(size, int) else _axis(str(size), axis_names) for size in tensor.shape)
+            raise ExportError(
+                "E336",
+                "the network returns something that is not a tensor",
+                facts=facts,
+                help="wrap it in a module whose forward returns tensors only",
+            )
+        shape = tuple(_axis(size, axis_names) for size in tensor.shape)
         specs.append(TensorSpec(name, shape, str(tensor.dtype).removeprefix("torch.")))
     return tuple(specs)
 
 
-def _axis(symbol: str, names: Mapping[str, str]) -> str:
-    for old, new in names.items():
-        symbol = symbol.replace(old, new)
-    return symbol
+def _axis(size: int | torch.SymInt, names: Mapping[str, str]) -> int | str:
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    return re.sub(r"\b[A-Za-z_]\w*\b", lambda match: names.get(match[0], match[0]), str(size))
 
 
 def _own_names(tree: pytree.TreeSpec) -> list[str]:

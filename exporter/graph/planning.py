@@ -67,7 +67,9 @@ def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig) ->
         absorbed.setdefault(match.producer.name, []).append(name)
         channels = working.bias(match.producer).size
         folded.append(Folded(affine.module, match.producer.module, f"{match.producer.kind}+bn", channels, max_scale))
-    edits = tuple(Edit(name, tuple(gone), working.weight(graph.operators[name]), working.bias(graph.operators[name])) for name, gone in absorbed.items())
+    edits = tuple(
+        Edit(name, tuple(gone), working.weight(graph.operators[name]), working.bias(graph.operators[name])) for name, gone in absorbed.items()
+    )
     return Plan(edits, tuple(folded), tuple(refusals))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from exporter.config import FoldConfig
 from exporter.graph.aten import ProgramConstants, abstract_graph
@@ -46,7 +48,7 @@ def fold_error_in_float64(program: ExportedProgram, inputs: Sequence[torch.Tenso
     fused = folded_program(unfused, plan.edits)
     wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
     with torch.inference_mode():
-        expected, got = (torch.utils._pytree.tree_leaves(each.module()(*wide)) for each in (unfused, fused))
+        expected, got = (tree_leaves(each.module()(*wide)) for each in (unfused, fused))
     worst = 0.0
     for reference, candidate in zip(expected, got, strict=True):
         scale = float(reference.abs().max()) if reference.numel() else 0.0
@@ -57,14 +59,14 @@ def fold_error_in_float64(program: ExportedProgram, inputs: Sequence[torch.Tenso
     return worst
 
 
-def _widened(value: torch.Tensor) -> torch.Tensor:
+def _widened(value: Any) -> Any:  # noqa: ANN401 - a tensor, or another constant, which stays
     if not isinstance(value, torch.Tensor) or value.dtype not in _FLOATS:
         return value
     wide = value.detach().to(torch.float64)
     return torch.nn.Parameter(wide, requires_grad=False) if isinstance(value, torch.nn.Parameter) else wide
 
 
-def _in_float64(arguments: object) -> object:
+def _in_float64(arguments: Any) -> Any:  # noqa: ANN401 - anything that a call may be given
     if isinstance(arguments, torch.dtype):
         return torch.float64 if arguments in _FLOATS else arguments
     if isinstance(arguments, (list, tuple)):

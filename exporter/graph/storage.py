@@ -69,7 +69,9 @@ def load_graph(path: Path, *, key: str | None = None) -> Graph | None:
         inputs=_specs(content["inputs"]),
         outputs=_specs(content["outputs"]),
         folded=tuple(Folded(**{**entry, "max_scale": float(entry["max_scale"])}) for entry in content["folded"]),
-        refusals=tuple(Refusal(entry["batch_norm"], RefusalReason(entry["reason"]), tuple(entry["culprits"]), entry["detail"]) for entry in content["refusals"]),
+        refusals=tuple(
+            Refusal(entry["batch_norm"], RefusalReason(entry["reason"]), tuple(entry["culprits"]), entry["detail"]) for entry in content["refusals"]
+        ),
         num_batch_norms=content["num_batch_norms"],
         ops_before=content["ops_before"],
         ops_after=content["ops_after"],

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import operator as python_operator
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 
 from exporter.errors import InternalError
-from exporter.graph.aten import arguments_of, constant_tensor
 from exporter.graph.algebra import Float64, rounded_once
+from exporter.graph.aten import arguments_of, constant_tensor
 from exporter.graph.planning import Edit
 
 __all__ = ["folded_program", "rebuilt_program"]
@@ -31,7 +33,7 @@ def rebuilt_program(
     graph: torch.fx.Graph,
     specs: list[InputSpec],
     state_dict: dict[str, torch.Tensor],
-    constants: dict[str, torch.Tensor] | None = None,
+    constants: dict[str, Any],
 ) -> ExportedProgram:
     """Return a verified program with ``graph`` and everything that was not given taken from ``program``."""
     signature = ExportGraphSignature(specs, list(program.graph_signature.output_specs))
@@ -44,10 +46,10 @@ def rebuilt_program(
             program.range_constraints,
             copy.copy(program.module_call_graph),
             program.example_inputs,
-            dict(program.constants) if constants is None else constants,
+            constants,
             verifiers=program.verifiers,
         )
-    except (torch._export.verifier.SpecViolationError, AssertionError, RuntimeError) as err:
+    except (SpecViolationError, AssertionError, RuntimeError) as err:
         raise InternalError("E391", "the folded graph does not pass torch's verifier", facts={"found": err}) from err
 
 
@@ -64,9 +66,9 @@ class _Surgery:
         ends[1].meta = dict(ends[0].meta)
         self.nodes = {old.name: new for old, new in copies.items()}
         self.specs = [copy.copy(spec) for spec in program.graph_signature.input_specs]
-        self.by_name = {getattr(spec.arg, "name", ""): spec for spec in self.specs}
+        self.by_name: dict[str, InputSpec] = {getattr(spec.arg, "name", ""): spec for spec in self.specs}
         self.state_dict: dict[str, torch.Tensor] = dict(program.state_dict)
-        self.constants = dict(program.constants)
+        self.constants: dict[str, Any] = dict(program.constants)
 
     def run(self, edits: Iterable[Edit]) -> ExportedProgram:
         owners: set[str] = set()
@@ -126,7 +128,11 @@ class _Surgery:
     def _remove_batch_norm_(self, batch_norm: torch.fx.Node, producer: torch.fx.Node) -> set[str]:
         """Let ``producer`` stand in for ``batch_norm``; return the targets that belonged to it."""
         call = arguments_of(batch_norm)
-        targets = [self._spec(call[name].name).target or "" for name in ("weight", "bias", "running_mean", "running_var") if isinstance(call[name], torch.fx.Node)]
+        targets = [
+            self._spec(call[name].name).target or ""
+            for name in ("weight", "bias", "running_mean", "running_var")
+            if isinstance(call[name], torch.fx.Node)
+        ]
         for user in list(batch_norm.users):
             if user.target is python_operator.getitem:
                 user.replace_all_uses_with(producer)

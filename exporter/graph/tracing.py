@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from exporter.artifacts import TensorSpec
@@ -26,8 +28,32 @@ from exporter.graph.naming import output_specs
 
 __all__ = ["Traced", "trace"]
 
-_DROPOUTS = {"dropout", "dropout_", "feature_dropout", "feature_dropout_", "alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_"}
-_RANDOM = {"bernoulli", "bernoulli_", "multinomial", "normal", "normal_", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "uniform_", "rrelu"}
+_DROPOUTS = {
+    "dropout",
+    "dropout_",
+    "feature_dropout",
+    "feature_dropout_",
+    "alpha_dropout",
+    "alpha_dropout_",
+    "feature_alpha_dropout",
+    "feature_alpha_dropout_",
+}
+_RANDOM = {
+    "bernoulli",
+    "bernoulli_",
+    "multinomial",
+    "normal",
+    "normal_",
+    "rand",
+    "rand_like",
+    "randint",
+    "randint_like",
+    "randn",
+    "randn_like",
+    "randperm",
+    "uniform_",
+    "rrelu",
+}
 _CHATTY_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils", "torch.export")
 
 
@@ -63,14 +89,17 @@ def trace(module: nn.Module, inputs: tuple[InputConfig, ...], *, outputs: tuple[
     dimensions = _dimensions(ordered)
     help_text = "rewrite this line so that it does not depend on the values in a tensor, or fix the axis: dynamic = {} names the axes that may vary"
     facts = {"inputs": ", ".join(f"{entry.name} {list(entry.shape)} {entry.dtype}" for entry in ordered)}
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=r"(?s)The tensor attributes? .* assigned during export", category=UserWarning
+        )  # caches, see docs/models.md
         try:
             with running_user_code("E333", "the network cannot be traced", kind=ExportError, facts=facts, help=help_text):
                 program = torch.export.export(module, examples, dynamic_shapes=dimensions, strict=False)
         except ExportError as err:
             raise _fixed_axis(err, facts) or err from err.__cause__
     _refuse_random_numbers(program)
-    return Traced(program, _input_specs(program, ordered), output_specs(program, outputs, _axis_names(program, ordered)))
+    return Traced(program, _input_specs(ordered), output_specs(program, outputs, _axis_names(program, ordered)))
 
 
 def _in_order_of_forward(module: nn.Module, inputs: tuple[InputConfig, ...]) -> tuple[InputConfig, ...]:
@@ -93,7 +122,12 @@ def _in_order_of_forward(module: nn.Module, inputs: tuple[InputConfig, ...]) -> 
             "found": ", ".join(by_name),
             "expected": ", ".join(required) or "the first parameters of forward",
         }
-        raise ConfigError("E331", "the inputs do not fit the network's forward", facts=facts, help="name the inputs ([[model.inputs]], or the arrays of the samples) as forward does")
+        raise ConfigError(
+            "E331",
+            "the inputs do not fit the network's forward",
+            facts=facts,
+            help="name the inputs ([[model.inputs]], or the arrays of the samples) as forward does",
+        )
     return tuple(by_name[name] for name in leading)
 
 
@@ -123,7 +157,7 @@ def _axis_names(program: ExportedProgram, inputs: tuple[InputConfig, ...]) -> di
     return names
 
 
-def _input_specs(program: ExportedProgram, inputs: tuple[InputConfig, ...]) -> tuple[TensorSpec, ...]:
+def _input_specs(inputs: tuple[InputConfig, ...]) -> tuple[TensorSpec, ...]:
     specs = []
     for entry in inputs:
         axes = _dynamic_axes(entry)
@@ -138,13 +172,18 @@ def _user_inputs(program: ExportedProgram) -> list[torch.fx.Node]:
 
 def _refuse_random_numbers(program: ExportedProgram) -> None:
     for node in program.graph.nodes:
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        if node.op != "call_function" or not isinstance(node.target, OpOverload):
             continue
         kind = operator_kind(node)
         if kind in _RANDOM or (kind in _DROPOUTS and arguments_of(node).get("train", arguments_of(node).get("training"))):
             line = (node.meta.get("stack_trace") or "").strip().splitlines()
             facts = {"found": f"aten.{kind}", "line": "\n".join(text.strip() for text in line[-2:])}
-            raise ExportError("E335", "the network draws random numbers in eval mode", facts=facts, help="its outputs cannot be compared; make it deterministic in eval mode")
+            raise ExportError(
+                "E335",
+                "the network draws random numbers in eval mode",
+                facts=facts,
+                help="its outputs cannot be compared; make it deterministic in eval mode",
+            )
 
 
 def _fixed_axis(err: ExportError, facts: dict[str, str]) -> ExportError | None:
@@ -154,7 +193,9 @@ def _fixed_axis(err: ExportError, facts: dict[str, str]) -> ExportError | None:
         return None
     said = [line.strip(" -") for line in text.splitlines() if "Dim" in line or "specialized" in line or "constant" in line or "=" in line][:4]
     help_text = "let the network take any batch size (x.shape[0] instead of a number), or say which axes vary: dynamic under [[model.inputs]]"
-    return ExportError("E334", "the network fixes an axis that was to be dynamic", facts={**facts, "torch says": "\n".join(said) or text[:300]}, help=help_text)
+    return ExportError(
+        "E334", "the network fixes an axis that was to be dynamic", facts={**facts, "torch says": "\n".join(said) or text[:300]}, help=help_text
+    )
 
 
 @contextlib.contextmanager

@@ -22,7 +22,9 @@ def check_against_graph(model: ir.Model, graph: Graph, *, opset: int) -> None:
     if found != expected:
         raise InternalError("E491", "the ONNX model has other inputs or outputs than the graph", facts={"found": found, "expected": expected})
     if model.opset_imports.get("") != opset:
-        raise InternalError("E491", "the ONNX model has another opset than was asked for", facts={"found": model.opset_imports.get(""), "expected": opset})
+        raise InternalError(
+            "E491", "the ONNX model has another opset than was asked for", facts={"found": model.opset_imports.get(""), "expected": opset}
+        )
     folded = {fold.batch_norm for fold in graph.folded}
     kept = [node for node in model.graph.all_nodes() if node.op_type == "BatchNormalization"]
     again = [name for node in kept if (name := node.metadata_props.get("exporter.module", "")) in folded and not graph.refusals]
@@ -42,7 +44,9 @@ def check_with_onnx(model: onnx.ModelProto | str) -> None:
         if isinstance(model, onnx.ModelProto):
             onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
-        raise ExportError("E403", "the ONNX model does not pass ONNX's own checks; nothing was written", facts={"found": str(err).strip()[:600]}) from err
+        raise ExportError(
+            "E403", "the ONNX model does not pass ONNX's own checks; nothing was written", facts={"found": str(err).strip()[:600]}
+        ) from err
 
 
 def count_batch_norms(model: onnx.ModelProto) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import onnx_ir
 import torch
+from torch._ops import OpOverload
 
 from exporter.artifacts import Graph, OnnxModel, Provenance
 from exporter.config import OnnxConfig
@@ -29,8 +30,7 @@ from exporter.onnx_export.writing import write_onnx
 
 __all__ = ["export_onnx"]
 
-_TRAINING_CALLS = {"aten::batch_norm": 5, "aten::native_batch_norm": 5, "aten::_native_batch_norm_legit": 5, "aten::cudnn_batch_norm": 5}
-"""Operator -> position of its ``training`` argument."""
+_TRAINING_CALLS = {"aten::batch_norm", "aten::native_batch_norm", "aten::_native_batch_norm_legit", "aten::cudnn_batch_norm"}
 
 
 def export_onnx(graph: Graph, path: Path, config: OnnxConfig, *, key: str) -> OnnxModel:
@@ -71,12 +71,26 @@ def _refuse_training(graph: Graph) -> None:
     found = []
     for module in graph.folded_program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            position = _TRAINING_CALLS.get(node.target._schema.name) if isinstance(node.target, torch._ops.OpOverload) else None
-            if position is not None and len(node.args) > position and node.args[position] is True and node.args[3] is not None:
-                found.append(str(list((node.meta.get("nn_module_stack") or {"": (node.name, "")}).values())[-1][0]))
+            if _is_in_training_mode(node):
+                stack = node.meta.get("nn_module_stack") or {"": (node.name, "")}
+                found += [str(list(stack.values())[-1][0])]
     if found:
-        help_text = "put it in eval mode: a train() that ignores its argument keeps it in training mode, and so does batch_norm(..., training=True) in forward"
-        raise ExportError("E401", "a BatchNorm is in training mode, which ONNX would silently turn into eval mode", facts={"BatchNorm": ", ".join(found)}, help=help_text)
+        help_text = "put it in eval mode; a train() that ignores its argument keeps it in training mode, and so does training=True in forward"
+        raise ExportError(
+            "E401",
+            "a BatchNorm is in training mode, which ONNX would silently turn into eval mode",
+            facts={"BatchNorm": ", ".join(found)},
+            help=help_text,
+        )
+
+
+def _is_in_training_mode(node: torch.fx.Node) -> bool:
+    if not isinstance(node.target, OpOverload):
+        return False
+    schema = node.target._schema  # noqa: SLF001 - torch has no public name for it
+    names = [argument.name for argument in schema.arguments] if schema.name in _TRAINING_CALLS else []
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return given.get("training") is True and given.get("running_mean") is not None
 
 
 def _exported(graph: Graph, config: OnnxConfig) -> onnx_ir.Model:
@@ -84,7 +98,15 @@ def _exported(graph: Graph, config: OnnxConfig) -> onnx_ir.Model:
     with _quiet():
         try:
             program = torch.onnx.export(
-                graph.folded_program, (), None, dynamo=True, optimize=False, verbose=False, opset_version=config.opset, input_names=names[0], output_names=names[1]
+                graph.folded_program,
+                (),
+                None,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=config.opset,
+                input_names=names[0],
+                output_names=names[1],
             )
         except torch.onnx.errors.OnnxExporterError as err:
             cause: BaseException = err
@@ -101,7 +123,9 @@ def _provenance(graph: Graph, config: OnnxConfig) -> Provenance:
     versions = {**graph.provenance.versions, **{name: installed_version(name) for name in LIBRARIES}}
     lineage = {**graph.provenance.lineage, "opset": str(config.opset)}
     made_from = {"graph": str(graph.digest)} if graph.digest is not None else dict(graph.provenance.made_from)
-    return dataclasses.replace(graph.provenance, stage="onnx_export", made_from=made_from, settings=config.model_dump(mode="json"), versions=versions, lineage=lineage)
+    return dataclasses.replace(
+        graph.provenance, stage="onnx_export", made_from=made_from, settings=config.model_dump(mode="json"), versions=versions, lineage=lineage
+    )
 
 
 def _label_(model: onnx_ir.Model, graph: Graph, provenance: Provenance) -> None:

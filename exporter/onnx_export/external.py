@@ -83,12 +83,14 @@ def _check_external(tensor: onnx.TensorProto, path: Path, size_bytes: int | None
         raise _malformed(tensor, path, "offset or length is not a number") from err
     status = _regular_file(tensor, path, data)
     if size_bytes is None or length != size_bytes or offset < 0 or offset + length > status.st_size:
-        raise _malformed(tensor, path, f"bytes {offset} to {offset + length} of {data.name}, which has {status.st_size}; its shape needs {size_bytes}")
+        raise _malformed(
+            tensor, path, f"bytes {offset} to {offset + length} of {data.name}, which has {status.st_size}; its shape needs {size_bytes}"
+        )
 
 
 def _contained(tensor: onnx.TensorProto, path: Path, location: str) -> Path:
     steps = PurePosixPath(location).parts
-    if not steps or location.startswith("/") or "\\" in location or not location.isprintable() or ":" in location or ".." in steps or location.startswith("*"):
+    if not steps or location.startswith(("/", "*")) or "\\" in location or not location.isprintable() or ":" in location or ".." in steps:
         raise _misplaced(tensor, path, location, "a path inside the model's folder")
     here = path.parent
     for step in steps:

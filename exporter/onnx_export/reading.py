@@ -93,14 +93,19 @@ def _specs(values: Iterable[onnx.ValueInfoProto], path: Path) -> tuple[TensorSpe
     for value in values:
         if not value.type.HasField("tensor_type"):
             found = value.type.WhichOneof("value") or "no type"
-            raise ArtifactError("E424", "an input or output of the ONNX file is not a tensor", facts={"file": path, "at": repr(value.name), "found": found})
+            raise ArtifactError(
+                "E424", "an input or output of the ONNX file is not a tensor", facts={"file": path, "at": repr(value.name), "found": found}
+            )
         kind = value.type.tensor_type
         try:
             dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
         except (KeyError, ValueError) as err:
-            raise ArtifactError("E424", "an input or output has a dtype that is not known", facts={"file": path, "at": repr(value.name), "found": kind.elem_type}) from err
+            raise ArtifactError(
+                "E424", "an input or output has a dtype that is not known", facts={"file": path, "at": repr(value.name), "found": kind.elem_type}
+            ) from err
         shape = tuple(
-            dim.dim_value if dim.WhichOneof("value") == "dim_value" else (dim.dim_param or f"{value.name}_{axis}") for axis, dim in enumerate(kind.shape.dim)
+            dim.dim_value if dim.WhichOneof("value") == "dim_value" else (dim.dim_param or f"{value.name}_{axis}")
+            for axis, dim in enumerate(kind.shape.dim)
         )
         specs.append(TensorSpec(value.name, shape, dtype))
     return tuple(specs)
@@ -114,9 +119,7 @@ def _check_structure(model: onnx.ModelProto, path: Path) -> None:
     names = [tensor.name for tensor in model.graph.initializer]
     if len(set(names)) != len(names):
         raise _malformed(path, "two initializers of the same name", "different names")
-    calls = {
-        (function.domain, function.name): {(node.domain, node.op_type) for node in function.node} for function in model.functions
-    }
+    calls = {(function.domain, function.name): {(node.domain, node.op_type) for node in function.node} for function in model.functions}
     if len(calls) != len(model.functions):
         raise _malformed(path, "two functions of the same name", "different names")
     _refuse_cycles(calls, path)

@@ -1,9 +1,9 @@
 """Passes over the exported model that change no number of the function it computes.
 
-    computed zero biases   a convolution without bias gets one that is computed at run time; for conv3d of the wrong shape. They go.
-    constants              shape arithmetic on known shapes becomes constants; BatchNorms are never touched by it.
-    reshapes               a target shape that is computed but known up to one axis becomes a constant.
-    names and metadata     each node keeps the name of its module as ``exporter.module``; traces with paths of this machine go.
+computed zero biases   a convolution without bias gets one that is computed at run time; for conv3d of the wrong shape. They go.
+constants              shape arithmetic on known shapes becomes constants; BatchNorms are never touched by it.
+reshapes               a target shape that is computed but known up to one axis becomes a constant.
+names and metadata     each node keeps the name of its module as ``exporter.module``; traces with paths of this machine go.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def tidy_(model: ir.Model) -> None:
         common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
         common.OutputFixPass(),
         common.NameFixPass(),

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from exporter.artifacts import Digest, OnnxModel, Provenance, to_json
+from exporter.artifacts import OnnxModel, Provenance, to_json
 from exporter.errors import ArtifactError
 from exporter.files import atomic_write, digest_of_file, write_bytes
 from exporter.onnx_export.checking import check_with_onnx
@@ -82,7 +82,8 @@ def _write_external_(model: ir.Model, path: Path) -> Path:
         if tensor is None:
             continue
         length = int(tensor.nbytes)
-        value.const_value = ir.ExternalTensor(data.name, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name or "", base_dir=path.parent)
+        shape = ir.Shape([int(size) for size in tensor.numpy().shape])
+        value.const_value = ir.ExternalTensor(data.name, offset, length, tensor.dtype, shape=shape, name=value.name or "", base_dir=path.parent)
         offset += length + (-length) % _ALIGNMENT
     return data
 

@@ -28,49 +28,13 @@ class BatchNormAfterLinear:
 
     def requires(self, graph: AbstractGraph, affine: Operator) -> Match | Refusal:
         """Return the producer, or the first reason against the fold."""
-        role = _affine(affine)
-
-        def refuse(reason: RefusalReason, *culprits: str, detail: str = "") -> Refusal:
-            return Refusal(affine.module, reason, tuple(culprits), detail)
-
-        if role.training is Training.UNTRACKED:
-            return refuse(RefusalReason.NO_RUNNING_STATISTICS, detail=role.training.value)
-        if role.training is Training.BATCH:
-            return refuse(RefusalReason.TRAINING, detail=role.training.value)
-        for name in role.parameters:
-            readers = [user for user in graph.users_of_memory(name) if not _reads_statistics(user)]
-            if not graph.values[name].is_constant:
-                return refuse(RefusalReason.NOT_CONSTANT, graph.values[name].label)
-            if readers:
-                return refuse(RefusalReason.NOT_CONSTANT, graph.values[name].label, detail=f"also used by {readers[0].label}, which may change it")
-
-        producer = graph.producer_of(role.data)
-        data = graph.values[role.data]
-        if producer is None or not isinstance(producer.role, Linear):
-            before = producer.label if producer is not None else data.label
-            return refuse(RefusalReason.NOT_LINEAR, before, detail=f"it normalises the output of {before}" if producer is not None else f"it normalises {before}")
-        linear = producer.role
-        if data.is_output:
-            return refuse(RefusalReason.GRAPH_OUTPUT, producer.label)
-        others = [graph.operators[name].label for name in data.users if name != affine.name]
-        if others:
-            return refuse(RefusalReason.OTHER_CONSUMER, *others, detail=f"{producer.label} is also read by {', '.join(others)}")
-        if linear.output_axis != role.axis:
-            detail = f"channels of {producer.label} lie on axis {linear.output_axis}, the BatchNorm acts on axis {role.axis}"
-            return refuse(RefusalReason.WRONG_AXIS, producer.label, detail=detail)
-        for name in (linear.weight, linear.bias):
-            if name is None:
-                continue
-            value = graph.values[name]
-            if not value.is_constant:
-                return refuse(RefusalReason.NOT_CONSTANT, value.label)
-            sharing = [user.label for user in graph.users_of_memory(name) if user.name != producer.name]
-            if sharing or value.is_output or producer.inputs.count(name) != 1:
-                named = sharing or [value.label]
-                return refuse(RefusalReason.SHARED_WEIGHT, *named, detail=f"{value.label} also serves {', '.join(named)}")
-        if graph.values[linear.weight].dtype != data.dtype or graph.values[affine.output].dtype != data.dtype:
-            return refuse(RefusalReason.NOT_LINEAR, producer.label, detail="the BatchNorm changes the dtype")
-        return Match(affine, producer)
+        refusal = _objection_to_statistics(graph, affine) or _objection_to_producer(graph, affine)
+        if refusal is not None:
+            return refusal
+        producer = graph.producer_of(_affine(affine).data)
+        if producer is None:
+            raise ValueError("an operator without producer has passed")
+        return _objection_to_weights(graph, affine, producer) or Match(affine, producer)
 
     def apply(self, match: Match, constants: Constants) -> Rewritten:
         """Return ``W'`` and ``b'`` in float64."""
@@ -92,6 +56,57 @@ class BatchNormAfterLinear:
                 detail = f"{num_lost} of {numbers.size} folded numbers are not finite in {dtype}"
                 return Refusal(match.affine.module, RefusalReason.OUT_OF_RANGE, (match.producer.label,), detail)
         return None
+
+
+def _objection_to_statistics(graph: AbstractGraph, affine: Operator) -> Refusal | None:
+    """Refuse a BatchNorm that is not a fixed map ``s z + t``."""
+    role = _affine(affine)
+    if role.training is Training.UNTRACKED:
+        return Refusal(affine.module, RefusalReason.NO_RUNNING_STATISTICS, (), role.training.value)
+    if role.training is Training.BATCH:
+        return Refusal(affine.module, RefusalReason.TRAINING, (), role.training.value)
+    for value in [graph.values[name] for name in role.parameters]:
+        if not value.is_constant:
+            return Refusal(affine.module, RefusalReason.NOT_CONSTANT, (value.label,), f"{value.label} is computed or written to")
+        readers = [user for user in graph.users_of_memory(value.name) if not _reads_statistics(user)]
+        if readers:
+            return Refusal(affine.module, RefusalReason.NOT_CONSTANT, (value.label,), f"also used by {readers[0].label}, which may change it")
+    return None
+
+
+def _objection_to_producer(graph: AbstractGraph, affine: Operator) -> Refusal | None:
+    """Refuse if what is normalised is not the output of a linear operator, read by this BatchNorm alone, channel by channel."""
+    role = _affine(affine)
+    data, producer = graph.values[role.data], graph.producer_of(role.data)
+    before = producer.label if producer is not None else data.label
+    if producer is None or not isinstance(producer.role, Linear):
+        return Refusal(
+            affine.module, RefusalReason.NOT_LINEAR, (before,), f"it normalises the output of {before}" if producer else f"it normalises {before}"
+        )
+    if data.is_output:
+        return Refusal(affine.module, RefusalReason.GRAPH_OUTPUT, (before,))
+    others = tuple(graph.operators[name].label for name in data.users if name != affine.name)
+    if others:
+        return Refusal(affine.module, RefusalReason.OTHER_CONSUMER, others, f"{before} is also read by {', '.join(others)}")
+    if producer.role.output_axis != role.axis:
+        detail = f"channels of {before} lie on axis {producer.role.output_axis}, the BatchNorm acts on axis {role.axis}"
+        return Refusal(affine.module, RefusalReason.WRONG_AXIS, (before,), detail)
+    if graph.values[producer.role.weight].dtype != data.dtype or graph.values[affine.output].dtype != data.dtype:
+        return Refusal(affine.module, RefusalReason.NOT_LINEAR, (before,), "the BatchNorm changes the dtype")
+    return None
+
+
+def _objection_to_weights(graph: AbstractGraph, affine: Operator, producer: Operator) -> Refusal | None:
+    """Refuse if the producer's weight or bias is not a constant that serves this one call."""
+    linear = _linear(producer)
+    for value in [graph.values[name] for name in (linear.weight, linear.bias) if name is not None]:
+        if not value.is_constant:
+            return Refusal(affine.module, RefusalReason.NOT_CONSTANT, (value.label,), f"{value.label} is computed or written to")
+        sharing = tuple(user.label for user in graph.users_of_memory(value.name) if user.name != producer.name)
+        if sharing or value.is_output or producer.inputs.count(value.name) != 1:
+            named = sharing or (producer.label,)
+            return Refusal(affine.module, RefusalReason.SHARED_WEIGHT, named, f"{value.label} also serves {', '.join(named)}")
+    return None
 
 
 def _affine(operator: Operator) -> ChannelAffine:
