@@ -111,7 +111,7 @@ def _decode(kind: Any, value: Any, at: str, where: str) -> Any:  # noqa: ANN401 
         _expect(isinstance(value, Mapping), where, at, value, "an object")
         return _decode_fields(kind, value, at, where)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        _expect(value in {member.value for member in kind}, where, at, value, f"one of {', '.join(str(member.value) for member in kind)}")
+        _expect(value in [member.value for member in kind], where, at, value, f"one of {', '.join(str(member.value) for member in kind)}")
         return kind(value)
     return _decode_scalar(kind, value, at, where)
 

@@ -66,8 +66,7 @@ _STYLE: Final = {
     "ytick.minor.size": 0.0,
 }
 _MARKER: Final = re.compile("|".join(_THEME), re.IGNORECASE)
-_FONT: Final = re.compile(r"font(?:-family|-size)?:\s*([^;]*);?\s*")
-_FONT_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)px")
+_FONT_SIZE: Final = re.compile(r"\d+(?:\.\d+)?px")
 _NO_METADATA: Final = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _POINTS_PER_INCH: Final = 72
 
@@ -153,7 +152,17 @@ def _value(value: str, renamed: dict[str, str]) -> str:
     if value in renamed:
         return renamed[value]
     value = re.sub(r"url\(#([^)]+)\)", lambda found: f"url(#{renamed.get(found[1], found[1])})", value)
-    if "font:" in value:
-        size = _FONT_SIZE.search(value)
-        value = (f"font-size: {size[1]}px; " if size else "") + _FONT.sub("", value)
+    if "font" in value and ":" in value:
+        value = "; ".join(filter(None, map(_without_family, value.split(";"))))
     return value
+
+
+def _without_family(declaration: str) -> str:
+    """Return a declaration of a style without the family of fonts, which is the page's to choose."""
+    name, _, text = declaration.strip().partition(":")
+    if name == "font-family":
+        return ""
+    if name == "font":
+        size = _FONT_SIZE.search(text)
+        return f"font-size: {size[0]}" if size else ""
+    return declaration.strip()

@@ -24,6 +24,8 @@ _MAX_BARS: Final = 24
 _NUM_BINS: Final = 48
 _WIDE_RANGE: Final = 30.0
 """Largest over smallest value from which an axis is logarithmic."""
+_DRAWABLE: Final = 1e30
+"""Bars end here; beyond it an axis overflows. The label tells the true value."""
 
 
 def drift_picture(summary: BakeSummary) -> Picture | None:
@@ -128,7 +130,7 @@ def speedup_picture(races: Sequence[tuple[LatencyEvidence, Outcome]]) -> Picture
 
 
 def _paint_drift(axes: Axes, shown: Sequence[TensorDrift]) -> None:
-    values = [drift.relative for drift in shown]
+    values = [min(drift.relative, _DRAWABLE) if drift.relative > 1 / _DRAWABLE else 0.0 for drift in shown]
     positive = [value for value in values if value > 0]
     is_log = bool(positive) and max(positive) / min(positive) > _WIDE_RANGE
     floor = 10 ** math.floor(math.log10(min(positive))) if is_log else 0.0
@@ -138,9 +140,9 @@ def _paint_drift(axes: Axes, shown: Sequence[TensorDrift]) -> None:
         axes.set_xscale("log")
     right = max(positive, default=1.0) * (2.2 if is_log else 1.12)
     axes.set_xlim(floor, right)
-    for place, value in zip(places, values, strict=True):
+    for place, value, drift in zip(places, values, shown, strict=True):
         end = (max(value, floor), place)
-        axes.annotate(f"{value:.2g}", end, xytext=(4, 0), textcoords="offset points", va="center_baseline", fontsize=8, color=INK)
+        axes.annotate(f"{drift.relative:.2g}", end, xytext=(4, 0), textcoords="offset points", va="center_baseline", fontsize=8, color=INK)
     axes.set_yticks(places, labels=[_label(drift.name) for drift in shown])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(len(shown) - 0.4, -0.6)

@@ -12,7 +12,7 @@ from exporter.report import phrases
 __all__ = ["summary_from_report"]
 
 _MARKS: Final = {Outcome.PASS: "✅", Outcome.FAIL: "❌", Outcome.INCONCLUSIVE: "❔", Outcome.NOT_RUN: "⚪"}
-_SPECIAL: Final = re.compile(r"[\\`*\[\]<|&~#!]|^>|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
+_SPECIAL: Final = re.compile(r"[\\`*\[\]<|&~#!$]|^>|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
 _ENTITIES: Final = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 _SHOWN_LINEAGE: Final = ("checkpoint", "ema", "weights", "folded", "onnx", "plan")
 

@@ -132,7 +132,7 @@ def _headline(group: list[Verdict]) -> tuple[str, tuple[str, ...]]:
         return _latency_text(evidence, first.subject), _latency_details(first, evidence)
     if isinstance(evidence, MetricEvidence):
         values = _metric_text(evidence)
-        return (values, ()) if first.outcome is Outcome.PASS else (f"{first.subject}: {first.reason}", (values,))
+        return (f"{subjects}   {values}", ()) if first.outcome is Outcome.PASS else (f"{first.subject}: {first.reason}", (values,))
     if first.outcome is Outcome.PASS:
         members = [verdict.evidence for verdict in group if isinstance(verdict.evidence, ParityEvidence)]
         outputs = [output for output in map(phrases.worst_output, members) if output]

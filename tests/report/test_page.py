@@ -1,0 +1,186 @@
+import dataclasses
+import html.parser
+import re
+import subprocess
+import sys
+
+import matplotlib as mpl
+import pytest
+
+from exporter.artifacts import Outcome, Report
+from exporter.report.page import page_from_report
+from tests.report import builders
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+REPORTS = {"passing": builders.passing, "failing": builders.failing, "mixed": builders.mixed, "hostile": builders.hostile}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, identifiers and text, and holds that every tag is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.parents: list[tuple[str, str]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.parents.append((self.open[-1] if self.open else "", tag))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        raise AssertionError(f"<{tag}/> closes itself, which HTML does not know")
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.texts.append(data)
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(scope="module", params=list(REPORTS))
+def rendered(request) -> tuple[Report, str, Page]:
+    report = REPORTS[request.param]()
+    text = page_from_report(report)
+    return report, text, Page(text)
+
+
+def test_page_is_self_contained(rendered) -> None:
+    """The page names no address, loads nothing and runs nothing."""
+    _, text, page = rendered
+    assert not re.search(r"https?://|url\((?!#)|@import|javascript:", text)
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("href", "src", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+
+
+def test_policy_forbids_scripts_and_loading(rendered) -> None:
+    """Were anything to slip in, the page's own policy keeps it from running."""
+    _, _, page = rendered
+    policies = [attributes["content"] for tag, attributes in page.tags if attributes.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+
+
+def test_every_picture_is_described(rendered) -> None:
+    """Each picture has a title and a description, and is announced by them."""
+    _, _, page = rendered
+    pictures = [attributes for tag, attributes in page.tags if tag == "svg"]
+    ids = {attributes.get("id") for _, attributes in page.tags}
+    assert pictures
+    assert page.parents.count(("svg", "title")) == page.parents.count(("svg", "desc")) == len(pictures)
+    for attributes in pictures:
+        assert attributes["role"] == "img"
+        assert set(attributes["aria-labelledby"].split()) <= ids
+
+
+def test_identifiers_are_unique_and_links_lead_somewhere(rendered) -> None:
+    """Several pictures on one page do not share identifiers, and every reference inside the page has its target."""
+    _, text, page = rendered
+    ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    targets = {attributes["href"][1:] for _, attributes in page.tags if (attributes.get("href") or "").startswith("#")}
+    targets |= set(re.findall(r"url\(#([^)]+)\)", text))
+    assert targets <= set(ids)
+
+
+def test_page_is_built_for_reading_aloud(rendered) -> None:
+    """One main heading, no level left out, a caption for every table, a scope for every heading cell."""
+    _, _, page = rendered
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert page.count("table") == page.count("caption")
+    assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
+    assert next(attributes["lang"] for tag, attributes in page.tags if tag == "html") == "en"
+
+
+def test_colours_come_from_the_page(rendered) -> None:
+    """No picture brings a colour of its own, so that light and dark both work."""
+    _, text, _ = rendered
+    for picture in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
+        assert not re.search(r"#[0-9a-fA-F]{6}", picture)
+        assert "DejaVu" not in picture
+
+
+def test_every_verdict_and_fold_is_on_the_page(rendered) -> None:
+    """Nothing that was judged, folded or refused is left out."""
+    report, _, page = rendered
+    text = " ".join(page.texts)
+    for verdict in report.verdicts:
+        assert verdict.outcome.value in text
+    for item in report.folded[1:]:
+        assert item.batch_norm in text
+    for item in report.refusals:
+        assert item.reason.value in text
+
+
+def test_verdict_stands_first() -> None:
+    """The first heading is the overall outcome, and the first table the checks."""
+    text = page_from_report(builders.failing())
+    body = text[text.index("<body>") :]
+    assert (
+        body.index("<h1>FAIL</h1>")
+        < body.index("4 of 6 checks failed")
+        < body.index("<table")
+        < body.index("What to do")
+        < body.index('id="lineage"')
+    )
+
+
+def test_text_of_a_file_stays_text() -> None:
+    """Markup, formulas and control characters of a hostile file are shown, not obeyed."""
+    text = page_from_report(builders.hostile())
+    assert "<img" not in text
+    assert "\x1b" not in text
+    assert "\x00" not in text
+    assert "&lt;/script&gt;&lt;img src=x onerror=" in text
+    assert "$\\frac{1}{2}$" in text
+    text.encode()
+
+
+def test_no_advice_where_everything_passed() -> None:
+    """A run that passes shows nothing to do."""
+    assert "What to do" not in page_from_report(builders.passing())
+
+
+@pytest.mark.parametrize("field", ["bake", "folded", "refusals", "verdicts", "stages", "lineage", "config", "environment", "histogram_edges"])
+def test_any_part_may_be_missing(field) -> None:
+    """A run that skipped a stage has a report, too."""
+    empty = {"bake": None, "lineage": {}, "config": {}, "environment": {}}.get(field, ())
+    Page(page_from_report(dataclasses.replace(builders.failing(), **{field: empty})))
+
+
+def test_empty_run_renders() -> None:
+    """A run that did nothing says so."""
+    report = Report(
+        run="r", started="2026-11-20T14:03:22", seconds=0.0, outcome=Outcome.NOT_RUN, stages=(), verdicts=(), lineage={}, config={}, environment={}
+    )
+    assert "No check was made." in Page(page_from_report(report)).texts
+
+
+def test_importing_the_stage_is_cheap(repository) -> None:
+    """The command line can import this stage without torch, ONNX, plotting or templates."""
+    code = "import sys, exporter.report; heavy = {'torch', 'onnx', 'onnxruntime', 'matplotlib', 'jinja2', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=repository)
+
+
+def test_rendering_works_headless_and_leaves_no_state(repository) -> None:
+    """No display, no pyplot, no figure kept, no setting changed, under ``-W error``."""
+    code = (
+        "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
+        "from tests.report import builders; from exporter.report.page import page_from_report\n"
+        "page_from_report(builders.hostile())\n"
+        "assert 'matplotlib.pyplot' not in sys.modules; assert matplotlib.rcParams.copy() == before"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env={"PYTHONPATH": str(repository), "MPLCONFIGDIR": mpl.get_configdir()})
