@@ -4,6 +4,7 @@ A page shows a terminal session as a ``console`` block. Every ``$ `` line in it 
 
 * ``...`` or ``…`` alone on a line stands for any number of lines, inside a line for any text; runs of spaces count as one;
 * ``<!-- exit: 4 -->`` before the block is the exit status of its last command, 0 where nothing is said (the others: 0);
+* ``<!-- numbers vary: REASON -->`` before a block: every number in it stands for any number;
 * ``<!-- not run: REASON -->`` before a block leaves it out, and says why.
 """
 
@@ -17,7 +18,8 @@ __all__ = ["ROOT", "Block", "Command", "blocks_of", "commands_of", "pages", "pat
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[\w-]*)(?P<info>[^\n`]*)$")
-_MARKER = re.compile(r"^\s*<!--\s*(exit|not run):\s*(.*?)\s*-->\s*$")
+_MARKER = re.compile(r"^\s*<!--\s*(exit|not run|numbers vary):\s*(.*?)\s*-->\s*$")
+_NUMBER = re.compile(r"\d+(?:\\?\.\d+)?(?:e(?:\\?[+-])?\d+)?")
 _ANY = re.compile(r"\.\.\.|…")
 
 
@@ -31,6 +33,7 @@ class Block:
     text: str
     exit_status: int = 0
     not_run: str = ""
+    numbers_vary: str = ""
 
     def __str__(self) -> str:
         """Return a name for the test: page and line."""
@@ -44,6 +47,7 @@ class Command:
     line: str
     expected: tuple[str, ...]
     exit_status: int
+    numbers_vary: bool = False
 
 
 def pages() -> list[Path]:
@@ -66,7 +70,8 @@ def blocks_of(page: Path) -> list[Block]:
                 if inner.strip() == opening["fence"]:
                     break
                 body.append(inner.removeprefix(opening["indent"]))
-            found.append(Block(name, number, opening["language"], "\n".join(body), int(markers.get("exit", "0")), markers.get("not run", "")))
+            status, not_run, vary = int(markers.get("exit", "0")), markers.get("not run", ""), markers.get("numbers vary", "")
+            found.append(Block(name, number, opening["language"], "\n".join(body), status, not_run, vary))
             markers = {}
         elif line.strip():
             markers = {}
@@ -85,16 +90,22 @@ def commands_of(block: Block) -> list[Command]:
             message = f"{block}: output before the first command"
             raise ValueError(message)
     last = len(sessions) - 1
-    return [Command(line, tuple(expected), block.exit_status if index == last else 0) for index, (line, expected) in enumerate(sessions)]
+    vary = bool(block.numbers_vary)
+    return [Command(line, tuple(shown), block.exit_status if index == last else 0, vary) for index, (line, shown) in enumerate(sessions)]
 
 
-def pattern_of(expected: tuple[str, ...]) -> re.Pattern[str]:
+def pattern_of(expected: tuple[str, ...], *, numbers_vary: bool = False) -> re.Pattern[str]:
     """Return the pattern that the whole output must match, with runs of spaces made one."""
+
+    def exactly(text: str) -> str:
+        literal = re.escape(text)
+        return _NUMBER.sub(lambda _: r"\d+(?:\.\d+)?(?:e[+-]?\d+)?", literal) if numbers_vary else literal
+
     parts = []
     for line in expected:
         text = " ".join(line.split())
         if _ANY.fullmatch(text):
             parts.append(r"(?:[^\n]*\n)*?")
         elif text:
-            parts.append(r"[^\n]*?".join(re.escape(piece) for piece in _ANY.split(text)) + r"\n")
+            parts.append(r"[^\n]*?".join(exactly(piece) for piece in _ANY.split(text)) + r"\n")
     return re.compile("".join(parts))
