@@ -50,6 +50,27 @@ def test_rows_are_in_order_and_complete() -> None:
     assert all(len(text.split()) >= 2 for _, *texts in rows() for text in texts)
 
 
+def classes_of(source: str) -> set[tuple[str, str]]:
+    """Return (code, class) of every ``SomeError("E101", ...)`` in ``source``."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id[:1].isupper() and node.args:
+            code = node.args[0]
+            if isinstance(code, ast.Constant) and isinstance(code.value, str) and CODE.fullmatch(code.value):
+                found.add((code.value, node.func.id))
+    return found
+
+
+def test_a_code_has_one_class() -> None:
+    """A code is raised with one class everywhere, so that it means one exit status."""
+    classes: dict[str, set[str]] = {}
+    for module in sorted((ROOT / "exporter").rglob("*.py")):
+        for code, name in classes_of(module.read_text(encoding="utf-8")):
+            classes.setdefault(code, set()).add(name)
+    assert len(classes) > 50
+    assert {code: names for code, names in classes.items() if len(names) > 1} == {}
+
+
 def test_scan_sees_a_code() -> None:
     """The scan finds a code wherever it is a string by itself, and does not take prose for one."""
     assert codes_in('"""Raises E101."""\nraise CheckpointError("E102", "no")\nCODE = {"x": "E103"}\n') == {"E102", "E103"}
