@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from exporter import __version__
 from exporter.artifacts import Digest, OnnxModel, Plan, Profile, Provenance
 from exporter.config import TensorrtConfig
 from exporter.engine.plans import plan_content, plan_from_content
@@ -29,7 +29,7 @@ def plan_key(onnx: Digest, config: TensorrtConfig, profiles: tuple[Profile, ...]
         "onnx": onnx.hex,
         "settings": _settings(config),
         "profiles": _profiles_json(profiles),
-        "exporter": importlib.metadata.version("exporter"),
+        "exporter": __version__,
         "tensorrt": support.tensorrt_version,
         "gpu": [support.gpu, support.compute_capability, support.num_multiprocessors, support.memory_bytes],
         "driver": [support.driver, support.cuda_version],
@@ -84,7 +84,7 @@ def build_engine(
         made_from={"onnx": str(model.digest)},
         settings={**_settings(config), "profiles": _profiles_json(profiles)},
         versions={
-            "exporter": importlib.metadata.version("exporter"), "tensorrt": reply.value["tensorrt_version"], "python": python_version,
+            "exporter": __version__, "tensorrt": reply.value["tensorrt_version"], "python": python_version,
             "driver": reply.value["device"]["driver_version"], "cuda": reply.value["device"]["cuda_version"],
         },
         lineage=dict(model.provenance.lineage),

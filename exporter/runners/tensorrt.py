@@ -18,6 +18,7 @@ from exporter.errors import ArtifactError, EngineBuildError, SampleError
 from exporter.files import digest_of_file
 from exporter.records import verify_record
 from exporter.runners.base import Array, Feed, PreparedCall
+from exporter.runners.feed_check import check_feed
 from exporter.trt_worker import Worker, pack_arrays, unpack_arrays
 
 __all__ = ["TensorrtRunner"]
@@ -95,7 +96,7 @@ class TensorrtRunner:
         An output that the engine does not write comes back as NaN.
 
         Raises:
-            SampleError: a name, shape or dtype of ``feed`` does not fit (E525).
+            SampleError: E611 to E614, ``feed`` does not fit the model; E525, it fits no profile, or has values beyond the engine's int32.
         """
         specs, buffers = pack_arrays(self._for_engine(feed))
         reply = self._started().request("infer", {"arrays": specs}, buffers, limit_s=_CALL_LIMIT_S)
@@ -103,7 +104,11 @@ class TensorrtRunner:
         return {spec.name: arrays[spec.name].astype(spec.dtype, copy=False) for spec in self.outputs}
 
     def prepare(self, feed: Feed) -> PreparedCall:
-        """Place ``feed`` in fixed buffers on the device, for timing."""
+        """Place ``feed`` in fixed buffers on the device, for timing.
+
+        Raises:
+            SampleError: as ``infer``.
+        """
         specs, buffers = pack_arrays(self._for_engine(feed))
         worker = self._started()
         reply = worker.request("prepare", {"arrays": specs}, buffers, limit_s=_CALL_LIMIT_S)
@@ -124,25 +129,17 @@ class TensorrtRunner:
 
     def _for_engine(self, feed: Feed) -> dict[str, Array]:
         """Return ``feed`` in the engine's dtypes: TensorRT 8 has int32 where the model has int64."""
-        expected = {spec.name: spec for spec in self.inputs}
-        if set(feed) != set(expected):
-            raise SampleError(
-                "E525", "the inputs do not fit the engine", facts={"found": ", ".join(sorted(feed)), "expected": ", ".join(sorted(expected))}
-            )
+        check_feed(feed, self.inputs, runner=self.name)
         arrays: dict[str, Array] = {}
-        for name, spec in expected.items():
-            array = np.asarray(feed[name])
-            if array.dtype.name != spec.dtype:
-                raise SampleError(
-                    "E525", "an input does not fit the engine", facts={"input": name, "found": array.dtype.name, "expected": spec.dtype}
-                )
-            engine_dtype = self._engine_dtypes.get(name, spec.dtype)
-            if (spec.dtype, engine_dtype) == ("int64", "int32"):
+        for spec in self.inputs:
+            array = np.asarray(feed[spec.name])
+            if (spec.dtype, self._engine_dtypes.get(spec.name)) == ("int64", "int32"):
                 limits = np.iinfo(np.int32)
                 if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
-                    raise SampleError("E525", "an input has values beyond int32, which is what this engine takes", facts={"input": name})
+                    facts = {"runner": self.name, "input": spec.name, "found": f"{array.min()} to {array.max()}", "expected": "int32"}
+                    raise SampleError("E525", "an input has values beyond int32, which is what this engine takes", facts=facts)
                 array = array.astype(np.int32)
-            arrays[name] = array
+            arrays[spec.name] = array
         return arrays
 
 

@@ -34,11 +34,13 @@ def lacking(reason: str):
 
 
 def compiler() -> str:
+    """Return a C compiler."""
     found = shutil.which("gcc") or shutil.which("cc")
     return found or lacking("there is no C compiler for the stub libraries")
 
 
 def compile_library(source: Path, target: Path, *, soname: str) -> None:
+    """Compile a shared library, whole or not at all."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     subprocess.run([compiler(), "-O1", "-shared", "-fPIC", f"-Wl,-soname,{soname}", "-o", str(temporary), str(source)], check=True)
     temporary.replace(target)
@@ -55,6 +57,7 @@ def fake_driver() -> Path:
 
 
 def hash_of(path: Path) -> int:
+    """Return a short sum over a file, for the name of a cache folder."""
     import zlib
 
     return zlib.crc32(path.read_bytes())
@@ -79,14 +82,37 @@ def fetch(release: Release) -> Path:
 
 
 def download(release: Release, into: Path) -> Path:
+    """Return the wheel of the bindings, from the cache folder or the registry."""
     into.mkdir(parents=True, exist_ok=True)
     name, _, version = release.package.partition("==")
     pattern = f"{name.replace('-', '_')}-{version}-{_TAG}-*.whl"
     if not any(into.glob(pattern)):
         if _OFFLINE:
             lacking(_OFFLINE[0])
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "30", "--no-deps"]
-        command += ["--only-binary=:all:", "--python-version", f"3.{sys.version_info.minor}", "--implementation", "cp", "--abi", _TAG, "--dest", str(into)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--retries",
+            "1",
+            "--timeout",
+            "30",
+            "--no-deps",
+        ]
+        command += [
+            "--only-binary=:all:",
+            "--python-version",
+            f"3.{sys.version_info.minor}",
+            "--implementation",
+            "cp",
+            "--abi",
+            _TAG,
+            "--dest",
+            str(into),
+        ]
         for platform_tag in ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux_2_31_x86_64"):
             command += ["--platform", platform_tag]
         done = subprocess.run([*command, release.package], capture_output=True, text=True, check=False)
@@ -106,7 +132,11 @@ def make_stubs(folder: Path) -> None:
     stubs.mkdir()
     needed = re.findall(r"\[(libnv\w+\.so\.\d+)\]", _output("readelf", "-d", str(library)))
     undefined = _output("nm", "-D", "--undefined-only", str(library)).split()
-    wanted = [name for name in undefined if re.search(r"_INTERNAL$|PluginRegistry$|getNvOnnxParserVersion|initLibNvInferPlugins|nvuffparser|nvcaffeparser", name)]
+    wanted = [
+        name
+        for name in undefined
+        if re.search(r"_INTERNAL$|PluginRegistry$|getNvOnnxParserVersion|initLibNvInferPlugins|nvuffparser|nvcaffeparser", name)
+    ]
     source = stubs / "stubs.c"
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in wanted))
     empty = stubs / "empty.c"
@@ -117,3 +147,18 @@ def make_stubs(folder: Path) -> None:
 
 def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def stand_in_python(release: Release, folder: Path) -> Path:
+    """Return an interpreter (a script in ``folder``) in which ``tensorrt`` is the stand-in on the release's real bindings."""
+    here = Path(__file__).parent
+    fetched = fetch(release)
+    script = folder / f"python-{release}"
+    script.write_text(
+        "#!/bin/sh\n"
+        f"export LD_LIBRARY_PATH={fetched / 'stubs'}:{fake_driver()}\n"
+        f"export PYTHONPATH={here / 'stand_in'}:{here}:{fetched / 'site'}\n"
+        f'exec {sys.executable} "$@"\n'
+    )
+    script.chmod(0o755)
+    return script

@@ -21,6 +21,7 @@ from exporter.trt_worker.serving.tensorrt_module import check_version
 
 
 def make_handlers():
+    """Return the engine service's handlers, and one that tells what was asked of the library."""
     world = World(tensorrt_bindings, json.loads(os.environ.get("EXPORTER_CONTRACT_SCENARIO", "{}")))
     check_version(tensorrt_bindings.__version__)
 

@@ -28,6 +28,7 @@ class Signature:
 
 
 def split_top_level(text: str) -> list[str]:
+    """Split at commas that stand in no bracket."""
     pieces, depth, start = [], 0, 0
     for index, char in enumerate(text):
         depth += (char in "([{<") - (char in ")]}" or (char == ">" and text[index - 1] != "-"))
@@ -96,6 +97,7 @@ def bind(trt, where: str, signature: Signature, arguments: tuple, keywords: dict
 
 
 def check_call(trt, real_class, name: str, arguments: tuple, keywords: dict) -> None:
+    """Raise where no signature of the real method takes this call."""
     where = f"{real_class.__name__}.{name} of TensorRT {trt.__version__}"
     known = signatures(name, getattr(real_class, name).__doc__ or "")
     if not known:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from pathlib import Path
 
 import numpy as np
 from guarded import Guarded, GuardedModule
@@ -61,7 +62,9 @@ class Builder:
 
     def build_serialized_network(self, network, config):
         settings = object.__getattribute__(config, "_guard")[2]
-        self.world.record["set"] = {k: (v if isinstance(v, (int, str)) else str(v)) for k, v in vars(settings).items() if k not in {"world", "progress_monitor"}}
+        self.world.record["set"] = {
+            k: (v if isinstance(v, (int, str)) else str(v)) for k, v in vars(settings).items() if k not in {"world", "progress_monitor"}
+        }
         self.world.record["profiles"] = settings.profiles
         self.world.record["has_monitor"] = getattr(settings, "progress_monitor", None) is not None
         self.world.say(self.logger, "a warning of the builder")
@@ -112,8 +115,7 @@ class Parser:
         self.num_errors = 7 if world.scenario.get("parser_refuses") else 0
 
     def parse_from_file(self, model):
-        with open(model, "rb") as file:
-            self.world.record["onnx_bytes"] = len(file.read())
+        self.world.record["onnx_bytes"] = len(Path(model).read_bytes())
         return not self.world.scenario.get("parser_refuses")
 
     def get_error(self, index):

@@ -19,24 +19,29 @@ PROFILES = [{"image": [[1, 1, 8, 8], [32, 1, 8, 8], [32, 1, 8, 8]]}, {"image": [
 
 @pytest.fixture
 def request_arguments(tmp_path):
+    """Arguments of a build."""
     onnx = tmp_path / "digits.onnx"
     onnx.write_bytes(b"not read by the stand-in")
     return {"onnx_path": str(onnx), "profiles": PROFILES, "tf32": False, "workspace_bytes": 64 << 20, "optimization_level": 2, "timing_iterations": 8}
 
 
 def major(release) -> int:
+    """Return the release's major version."""
     return int(release.version.split(".")[0])
 
 
 def feed(batch: int) -> dict[str, np.ndarray]:
+    """Return a random input."""
     return {"image": np.random.default_rng(batch).standard_normal((batch, 1, 8, 8), dtype=np.float32)}
 
 
 def expected(arrays) -> np.ndarray:
+    """Return what the stand-in's network computes."""
     return arrays["image"].reshape(len(arrays["image"]), -1).sum(1)[:, None] * np.arange(1, 11)
 
 
 def infer(worker, arrays):
+    """Run once in the worker."""
     specs, buffers = pack_arrays(arrays)
     reply = worker.request("infer", {"arrays": specs}, buffers, limit_s=60)
     return unpack_arrays(reply.value["arrays"], reply.buffers)
@@ -50,8 +55,7 @@ def loaded(start, request_arguments, tmp_path):
         plan = bytes(worker.request("build", request_arguments, limit_s=60).buffers[0])
         path = tmp_path / "digits.plan"
         path.write_bytes(plan)
-        value = worker.request("load", {"path": str(path), "sha256": hashlib.sha256(plan).hexdigest()}, limit_s=60).value
-        return value
+        return worker.request("load", {"path": str(path), "sha256": hashlib.sha256(plan).hexdigest()}, limit_s=60).value
 
     return enter
 
@@ -69,7 +73,10 @@ def test_build(release, start, request_arguments):
     assert facts["strongly_typed"] == strongly_typed
     assert facts["precision_shares"] == {"fp32": 1.0}
     assert facts["warnings"] == ["[warning] a warning of the builder"]
-    assert [(t["name"], t["is_input"], t["dtype"], t["shape"]) for t in facts["tensors"]] == [("image", True, "FLOAT", [-1, 1, 8, 8]), ("logits", False, "FLOAT", [-1, 10])]
+    assert [(t["name"], t["is_input"], t["dtype"], t["shape"]) for t in facts["tensors"]] == [
+        ("image", True, "FLOAT", [-1, 1, 8, 8]),
+        ("logits", False, "FLOAT", [-1, 10]),
+    ]
     # STRONGLY_TYPED is bit 1 in TensorRT 10 and bit 0 in TensorRT 11; EXPLICIT_BATCH is bit 0 in TensorRT 8
     assert record["network_flags"] == {8: 0b1, 10: 0b10, 11: 0b1}[major(release)]
     assert record["flags"] == {"BuilderFlag.TF32": False}
@@ -95,7 +102,7 @@ def test_tf32_is_stated(release, start, request_arguments, tf32):
 
 @pytest.mark.parametrize("on_request", [True, False], ids=["on request", "libraries missing"])
 def test_tactics_of_missing_libraries_are_switched_off(release, start, request_arguments, on_request):
-    """Before TensorRT 10, tactics of cuBLAS and cuDNN are left out on request, and by themselves where the libraries are not there; the answer says so."""
+    """Before TensorRT 10, tactics of cuBLAS and cuDNN are left out on request, or where the libraries are not there; the answer says so."""
     with start() as worker:
         facts = worker.request("build", {**request_arguments, "disable_tactic_libraries": on_request}, limit_s=60).value
         sources = worker.request("record", limit_s=60).value.get("tactic_sources")
@@ -121,7 +128,7 @@ def test_tactics_of_missing_libraries_are_switched_off(release, start, request_a
         pytest.param({"layer_dtype": "FP16"}, "E507", EngineBuildError, "fp16 100.0%", id="precision"),
     ],
 )
-def test_each_failure_of_a_build_is_an_error(release, start, request_arguments, scenario, code, kind, text):
+def test_each_failure_of_a_build_is_an_error(release, start, request_arguments, scenario, code, kind, text):  # noqa: PLR0917 - fixtures
     """False, None, -1 and a null pointer are each an error with its code, with TensorRT's own words in it."""
     with start(**scenario) as worker, pytest.raises(kind) as caught:
         worker.request("build", request_arguments, limit_s=60)
@@ -141,7 +148,9 @@ def test_parser_errors_name_their_nodes(release, start, request_arguments):
     with start(parser_refuses=True) as worker, pytest.raises(EngineBuildError) as caught:
         worker.request("build", request_arguments, limit_s=60)
     lines = caught.value.facts["nodes"].split("\n")
-    assert lines[0] == ("node 0 '/head/op0' (NonMaxSuppression): no importer registered for op" if major(release) >= 10 else "node 0: no importer registered for op")
+    assert lines[0] == (
+        "node 0 '/head/op0' (NonMaxSuppression): no importer registered for op" if major(release) >= 10 else "node 0: no importer registered for op"
+    )
     assert lines[-1] == "and 2 more"
     assert bool(caught.value.help) == (major(release) < 10)
 
@@ -211,7 +220,7 @@ def test_timing(release, start, loaded):
         pytest.param({"data_dependent": True}, "E524", ModelNotSupported, id="data-dependent output"),
     ],
 )
-def test_each_failure_of_a_call_is_an_error(release, start, loaded, scenario, code, kind):
+def test_each_failure_of_a_call_is_an_error(release, start, loaded, scenario, code, kind):  # noqa: PLR0917 - fixtures
     """Every bool that TensorRT returns is looked at, and nothing stays on the device after a failure."""
     with start(**scenario) as worker:
         loaded(worker)
@@ -223,13 +232,22 @@ def test_each_failure_of_a_call_is_an_error(release, start, loaded, scenario, co
 
 @pytest.mark.parametrize(
     ("scenario", "code"),
-    [({"plan_refused": True}, "E521"), ({"no_context": True}, "E522"), ({"shape_inference_io": True}, "E524"), ({"engine": {"output_dtype": "FP8"}}, "E524")],
+    [
+        ({"plan_refused": True}, "E521"),
+        ({"no_context": True}, "E522"),
+        ({"shape_inference_io": True}, "E524"),
+        ({"engine": {"output_dtype": "FP8"}}, "E524"),
+    ],
     ids=["plan", "context", "shape input", "dtype"],
 )
-def test_each_failure_of_loading_is_an_error(release, start, request_arguments, tmp_path, scenario, code):
+def test_each_failure_of_loading_is_an_error(release, start, request_arguments, tmp_path, scenario, code):  # noqa: PLR0917 - fixtures
     """A plan that this TensorRT does not take, or takes and cannot run, is an error with its code."""
     path = tmp_path / "digits.plan"
-    path.write_text('{"profiles": [{"image": [[1, 1, 8, 8], [1, 1, 8, 8], [1, 1, 8, 8]]}], "output_dtype": "FP8"}' if "engine" in scenario else '{"profiles": [{}]}')
+    path.write_text(
+        '{"profiles": [{"image": [[1, 1, 8, 8], [1, 1, 8, 8], [1, 1, 8, 8]]}], "output_dtype": "FP8"}'
+        if "engine" in scenario
+        else '{"profiles": [{}]}'
+    )
     with start(**scenario) as worker, pytest.raises((ArtifactError, EngineBuildError, ModelNotSupported)) as caught:
         worker.request("load", {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, limit_s=60)
     assert caught.value.code == code

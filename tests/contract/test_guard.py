@@ -79,7 +79,15 @@ def test_a_right_use_passes(release, surroundings):
 
 def test_stubs_make_nothing(release, surroundings):
     """The real constructor, on the stubs, says of a missing GPU what the worker's code expects it to say."""
-    script = "import json, os, sys; sys.path.insert(0, os.environ['EXPORTER_CONTRACT_SITE']); import tensorrt_bindings as trt\ntry:\n trt.Builder(trt.Logger())\nexcept TypeError as err:\n print(json.dumps(str(err)))"
+    script = """
+import json, os, sys
+sys.path.insert(0, os.environ["EXPORTER_CONTRACT_SITE"])
+import tensorrt_bindings as trt
+try:
+    trt.Builder(trt.Logger())
+except TypeError as err:
+    print(json.dumps(str(err)))
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "factory function returned nullptr" in json.loads(done.stdout)

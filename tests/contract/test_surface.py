@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import exporter.trt_worker.serving as serving
+from exporter.trt_worker import serving
 
 HERE = Path(__file__).parent
 SOURCES = sorted(Path(serving.__path__[0]).glob("*.py"))
@@ -63,6 +63,7 @@ print(json.dumps(lacking))
 
 
 def expected(names: set[str], major: int) -> set[str]:
+    """Return those of ``names`` that a major version has to have."""
     return {name for name in names if USED_ONLY_IN.get(name, (0, 99))[0] <= major < USED_ONLY_IN.get(name, (0, 99))[1]}
 
 

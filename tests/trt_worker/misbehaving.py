@@ -13,6 +13,7 @@ from exporter.trt_worker.protocol import pack_arrays, unpack_arrays
 
 
 def make_handlers():
+    """Return verb -> handler."""
     return {
         "abort": lambda call: os.abort(),
         "double": double,
@@ -32,6 +33,7 @@ def make_handlers():
 
 
 def segfault(call):
+    """Read address zero."""
     print("about to read address zero", flush=True)
     ctypes.string_at(0)
 
@@ -41,7 +43,7 @@ def garbage(call):
     for descriptor in range(3, 64):
         try:
             os.write(descriptor, b"this is no message at all, not by far")
-        except OSError:
+        except OSError:  # noqa: PERF203 - that is the point
             continue
     time.sleep(60)
 
@@ -59,14 +61,17 @@ def noise(call):
 
 
 def raise_(call):
+    """Raise what nobody foresees."""
     raise ZeroDivisionError("a bug of the worker")
 
 
 def refuse(call):
+    """Raise what a person can act on."""
     raise SampleError("E525", "an input does not fit the engine", facts={"input": "x"}, help="feed another")
 
 
 def sleep(call):
+    """Work for a while."""
     time.sleep(float(call.arguments["seconds"]))
     return {}, ()
 
@@ -88,6 +93,7 @@ def stubborn(call):
 
 
 def double(call):
+    """Return every array doubled."""
     arrays = unpack_arrays(call.arguments["arrays"], call.buffers)
     specs, buffers = pack_arrays({name: array * 2 for name, array in arrays.items()})
     return {"arrays": specs}, buffers

@@ -11,6 +11,7 @@ from exporter.trt_worker.protocol import MAX_HEADER_BYTES, ProtocolError, encode
 
 
 def reader(content: bytes):
+    """Return a function that reads exactly so many bytes of ``content``."""
     file = io.BytesIO(content)
 
     def read_exact(count):
@@ -25,6 +26,7 @@ def reader(content: bytes):
 
 
 def frame(header: bytes, payload: bytes = b"", *, magic: bytes = b"EXW1", payload_size: int | None = None) -> bytes:
+    """Return a frame made by hand."""
     return struct.pack("<4sIQ", magic, len(header), len(payload) if payload_size is None else payload_size) + header + payload
 
 

@@ -24,18 +24,26 @@ MISBEHAVING = Service("misbehaving", str(HERE))
 
 @pytest.fixture
 def worker():
+    """A worker that misbehaves when asked to."""
     with Worker(service=MISBEHAVING) as started:
         yield started
 
 
 def is_alive(pid: int) -> bool:
+    """Whether a process runs."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
     except FileNotFoundError:
         return False
 
 
+def num_descriptors() -> int:
+    """Return how many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def wait_until(condition, seconds: float) -> bool:
+    """Wait for a condition."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():
@@ -189,12 +197,12 @@ def test_an_exception_in_the_callback_ends_the_request(worker):
 
 def test_the_process_is_gone_after_the_with_statement():
     """Leaving the ``with`` ends the process; nothing is left open."""
-    before = set(os.listdir("/proc/self/fd"))
+    before = num_descriptors()
     with Worker(service=MISBEHAVING) as worker:
         pid = worker.pid
         assert is_alive(pid)
     assert not is_alive(pid)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert num_descriptors() == before
     with pytest.raises(EngineBuildError, match="closed"):
         worker.request("echo", limit_s=1)
 
@@ -255,7 +263,11 @@ def test_an_interpreter_that_is_not_there():
     assert "[tensorrt] python" in caught.value.help
 
 
-@pytest.mark.parametrize("body", ["#!/bin/sh\nexit 0\n", "#!/bin/sh\necho no python here >&2\nexit 7\n", "#!/no/such/shell\n", "#!/bin/sh\nkill -11 $$\n"], ids=["silent", "status", "unrunnable", "signal"])
+@pytest.mark.parametrize(
+    "body",
+    ["#!/bin/sh\nexit 0\n", "#!/bin/sh\necho no python here >&2\nexit 7\n", "#!/no/such/shell\n", "#!/bin/sh\nkill -11 $$\n"],
+    ids=["silent", "status", "unrunnable", "signal"],
+)
 def test_a_program_that_is_no_interpreter(tmp_path, body):
     """A program that is no Python is an environment error, with what it said."""
     program = tmp_path / "python"
@@ -282,7 +294,10 @@ def test_an_interpreter_that_hangs_at_its_start(tmp_path):
 def test_an_interpreter_that_is_too_old(tmp_path):
     """A Python before 3.10 says so itself; here one that claims to be 3.8 by patching its own version."""
     program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'import sys, runpy; sys.version_info = (3, 8, 18); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name=\"__main__\")' \"$@\"\n")
+    program.write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c 'import sys, runpy; sys.version_info = (3, 8, 18); sys.argv = sys.argv[1:]; "
+        'runpy.run_path(sys.argv[0], run_name="__main__")\' "$@"\n'
+    )
     program.chmod(0o755)
     with pytest.raises(VersionMismatch, match="too old") as caught, Worker(str(program)):
         pass

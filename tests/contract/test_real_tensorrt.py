@@ -1,0 +1,81 @@
+"""A real TensorRT on a machine without a GPU: it is refused cleanly, where on its own it raises nonsense or ends by a signal.
+
+``EXPORTER_CONTRACT_TENSORRT_PYTHON`` names an interpreter that has one, for example CPython 3.10 with ``tensorrt==8.6.0``,
+``nvidia-cublas-cu12==12.1.3.1``, ``nvidia-cuda-runtime-cu12==12.1.105``, ``nvidia-cudnn-cu12==8.9.2.26`` and ``numpy<2``: over a
+gigabyte, so nothing downloads it by itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+
+import pytest
+from bindings import fake_driver
+
+from exporter.config import TensorrtConfig
+from exporter.engine import probe, require
+from exporter.errors import EngineBuildError, NoGpu
+from exporter.trt_worker import Worker
+
+PYTHON = os.environ.get("EXPORTER_CONTRACT_TENSORRT_PYTHON", "")
+
+
+def has_driver() -> bool:
+    """Whether this machine has an NVIDIA driver."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON, reason="EXPORTER_CONTRACT_TENSORRT_PYTHON names no interpreter with a real TensorRT"),
+    pytest.mark.skipif(has_driver(), reason="this machine has an NVIDIA driver: tests/gpu is for it"),
+]
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Arguments of a build."""
+    onnx = tmp_path / "a.onnx"
+    onnx.write_bytes(b"")
+    return {"onnx_path": str(onnx), "profiles": [], "tf32": False, "workspace_bytes": 1 << 20, "optimization_level": 0, "timing_iterations": 8}
+
+
+def test_the_probe_tells_the_version_and_what_is_missing():
+    """TensorRT is found without being imported, and the missing driver is what is reported."""
+    support = probe(TensorrtConfig(python=PYTHON))
+    assert not support.available
+    assert support.tensorrt_version
+    assert support.code == "E811"
+    assert "libcuda.so.1" in support.missing
+    with pytest.raises(NoGpu, match="cannot be built"):
+        require(TensorrtConfig(python=PYTHON))
+
+
+def test_a_build_is_refused_before_tensorrt_is_touched(arguments):
+    """Building and loading end with the missing GPU, and the worker lives on."""
+    with Worker(PYTHON) as worker:
+        for verb, given in (("build", arguments), ("load", {"path": arguments["onnx_path"], "sha256": hashlib.sha256(b"").hexdigest()})):
+            with pytest.raises(NoGpu) as caught:
+                worker.request(verb, given, limit_s=120)
+            assert caught.value.code == "E811"
+
+
+def test_what_would_happen_without_the_probe(arguments, monkeypatch):
+    """Behind a stand-in for the driver, the real Builder finds no device (E818) and the real Runtime of 8.6 ends by SIGSEGV (E504)."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_driver()))
+    with Worker(PYTHON) as worker:
+        with pytest.raises(NoGpu, match="no usable CUDA device") as caught:
+            worker.request("build", arguments, limit_s=120)
+        assert caught.value.code == "E818"
+        assert "CUDA initialization failure" in caught.value.facts["TensorRT"]
+        with pytest.raises((EngineBuildError, NoGpu)) as caught:
+            worker.request("load", {"path": arguments["onnx_path"], "sha256": hashlib.sha256(b"").hexdigest()}, limit_s=120)
+        assert caught.value.code in {"E504", "E818"}
+        if caught.value.code == "E504":
+            assert caught.value.facts["signal"] == "SIGSEGV"
