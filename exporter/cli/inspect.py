@@ -22,38 +22,42 @@ _MAX_NAMES = 8
 @click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
 @click.option("--decay", type=float, help="Decay that training used, where the file does not say; it decides the health of the average.")
 @click.option("--tree", is_flag=True, help="Show every entry with its shape and dtype.")
-@click.option("--depth", type=click.IntRange(min=1), default=2, show_default=True, help="Levels of the tree shown without --tree.")
+@click.option("--depth", type=click.IntRange(min=1), default=1, show_default=True, help="Levels of the tree shown without --tree.")
+@click.option("--digest", is_flag=True, help="Read the whole file and show its SHA-256.")
 @screen_options
 @click.pass_obj
-def command(screen: Screen, checkpoint: Path, decay: float | None, tree: bool, depth: int) -> None:
+def command(screen: Screen, checkpoint: Path, decay: float | None, tree: bool, depth: int, digest: bool) -> None:
     """Show what is inside CKPT: layout, averages with their health, optimizer slots, tree, and the code that it names.
 
     Instant, and safe on any file: nothing in it is executed, and no tensor is loaded.
     """
     from exporter.checkpoint import open_checkpoint
     from exporter.errors import printable
+    from exporter.files import digest_of_file
     from exporter.weights import read_layout
 
     opened = open_checkpoint(checkpoint)
     reading = read_layout(opened, decay=decay)
+    sha256 = digest_of_file(checkpoint).hex if digest else None
     lines = [
-        *_header(opened, reading),
+        *_header(opened, reading, sha256),
         *_weights(reading),
         *_other(reading),
         *_code(opened),
-        "tree",
+        "tree     (all of it: --tree)" if not tree else "tree",
         *_tree(opened, None if tree else depth),
     ]
     screen.show([printable(line) for line in lines])
-    screen.result(_as_json(opened, reading))
+    screen.result({**_as_json(opened, reading), **({"sha256": sha256} if sha256 else {})})
 
 
-def _header(checkpoint: Checkpoint, reading: LayoutReading) -> list[str]:
+def _header(checkpoint: Checkpoint, reading: LayoutReading, sha256: str | None) -> list[str]:
     from exporter.cli.tables import size_text
 
     return [
-        f"{checkpoint.path}   {checkpoint.container} · {size_text(checkpoint.size_bytes)}",
-        f"layout   {reading.layout}" + "".join(f"\n         {remark}" for remark in reading.remarks),
+        f"{checkpoint.path}   {checkpoint.container} · {size_text(checkpoint.size_bytes)}" + (f" · sha256 {sha256}" if sha256 else ""),
+        f"layout   {reading.layout}",
+        *(f"         {remark}" for remark in reading.remarks),
         f"model    {f'auto: {reading.model}' if reading.model else 'not written in the file'}",
     ]
 
@@ -70,7 +74,7 @@ def _weights(reading: LayoutReading) -> list[str]:
             ", ".join(candidate.dtypes),
             size_text(candidate.size_bytes),
             "?" if candidate.updates is None else str(candidate.updates),
-            "?" if candidate.decay is None else f"{candidate.decay:g}" + (f" ({candidate.schedule})" if candidate.schedule != "unknown" else ""),
+            "?" if candidate.decay is None else candidate.schedule if candidate.schedule != "unknown" else f"{candidate.decay:g}",
             _state(candidate),
         )
         for candidate in reading.candidates
@@ -124,7 +128,8 @@ def _tree(checkpoint: Checkpoint, depth: int | None) -> list[str]:
         if isinstance(node, TensorRef):
             text = f"{node.dtype} {list(node.shape)}"
         elif isinstance(node, (dict, list, tuple, frozenset)):
-            text = f"{type(node).__name__} of {len(node)}"
+            inside = sum(isinstance(item, TensorRef) for _, item in walk(node))
+            text = f"{type(node).__name__} of {len(node)}" + (f", {inside} tensors" if inside else "")
         elif isinstance(node, ObjectRef):
             text = f"object {node.callee} (not executed)"
         elif isinstance(node, GlobalRef):
@@ -135,7 +140,7 @@ def _tree(checkpoint: Checkpoint, depth: int | None) -> list[str]:
     return lines
 
 
-def _as_json(checkpoint: Checkpoint, reading: LayoutReading) -> object:
+def _as_json(checkpoint: Checkpoint, reading: LayoutReading) -> dict[str, object]:
     from exporter.artifacts import TensorRef, to_json, walk
 
     tensors = {at: {"dtype": node.dtype, "shape": list(node.shape)} for at, node in walk(checkpoint.root) if isinstance(node, TensorRef)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,13 @@ finally:
 """
 
 
+def _modules_after(cwd: Path, *arguments: str, options: tuple[str, ...] = ()) -> tuple[set[str], str]:
+    """Run the program and return the top-level modules it had imported at its end, and its stderr."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, *options, "-c", SCRIPT, *arguments], cwd=cwd, capture_output=True, text=True, check=True, env=environment)
+    return set(done.stderr.rpartition("MODULES")[2].split()), done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["-h"], ["--version"], ["run", "-h"], ["inspect", "digits.pt"], ["inspect", "digits.pt", "--json"], ["bake-ema", "digits.pt"], ["init", "digits.pt", "--force"]],
@@ -26,15 +34,14 @@ finally:
 )
 def test_no_framework_is_imported(digits: Path, arguments: list[str]) -> None:
     """Help, inspection and baking need no torch, no onnx and no onnxruntime."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], cwd=digits, capture_output=True, text=True, check=True)
-    modules = set(done.stderr.rpartition("MODULES")[2].split())
+    modules, _ = _modules_after(digits, *arguments)
     assert "exporter" in modules
     assert not modules & HEAVY
 
 
 def test_help_is_made_of_the_command_line_alone(digits: Path) -> None:
     """``exporter -h`` imports neither numpy nor pydantic, and no module of a command."""
-    done = subprocess.run([sys.executable, "-X", "importtime", "-c", SCRIPT, "-h"], cwd=digits, capture_output=True, text=True, check=True)
-    ours = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "| " in line and "exporter" in line}
+    modules, shown = _modules_after(digits, "-h", options=("-X", "importtime"))
+    ours = {line.rpartition("|")[2].strip() for line in shown.splitlines() if "| " in line and "exporter" in line}
     assert ours == {"exporter", "exporter.cli", "exporter.cli.app", "exporter.cli.screen", "exporter.errors"}
-    assert not {"numpy", "pydantic"} & set(done.stderr.rpartition("MODULES")[2].split())
+    assert not {"numpy", "pydantic"} & modules

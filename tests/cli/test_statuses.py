@@ -29,8 +29,8 @@ RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
         pytest.param(["inspect", "."], 4, ".", id="a folder"),
         pytest.param(["bake-ema", "model.py"], 4, "model.py", id="no checkpoint"),
         pytest.param(["bake-ema", "digits.pt", "--ema", "other"], 4, "model_ema", id="no such average"),
-        pytest.param(["fuse-bn", "model.py:biuld"], 5, "build", id="misspelt factory"),
-        pytest.param(["fuse-bn", "none.py:build"], 5, "none.py", id="missing model file"),
+        pytest.param(["fuse-bn", "model.py:biuld"], 2, "build", id="misspelt factory"),
+        pytest.param(["fuse-bn", "none.py:build"], 2, "none.py", id="missing model file"),
         pytest.param(["fuse-bn", "model.py:build", "width"], 2, "key=value", id="no key=value"),
         pytest.param(["fuse-bn", "model.py:build", "width=8"], 4, "stem.0.weight", id="the weights do not fit"),
         pytest.param(["check", "none.onnx"], 4, "none.onnx", id="missing artefact"),
@@ -100,7 +100,7 @@ def test_options_are_frozen() -> None:
     weights = ["--allow-cold", "--allow-nonfinite", "--decay", "--dtype", "--ema", "--weights"]
     expected = {
         "run": ["--config", "--min-speedup", "--model", "--require-trt", *weights],
-        "inspect": ["--decay", "--depth", "--tree"],
+        "inspect": ["--decay", "--depth", "--digest", "--tree"],
         "bake-ema": ["--config", "--output", *weights],
         "fuse-bn": ["--check", "--checkpoint", "--config", "--keep", "--output", *weights],
         "export-onnx": ["--checkpoint", "--config", "--opset", "--output", "--static-batch", *weights],
