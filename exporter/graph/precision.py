@@ -34,7 +34,7 @@ def program_in_float64(program: ExportedProgram) -> ExportedProgram:
     next(node for node in graph.nodes if node.op == "output").meta = dict(next(node for node in program.graph.nodes if node.op == "output").meta)
     state = {name: _widened(tensor) for name, tensor in program.state_dict.items()}
     constants = {name: _widened(value) for name, value in program.constants.items()}
-    return rebuilt_program(program, graph, list(program.graph_signature.input_specs), state, constants)
+    return rebuilt_program(program, graph, list(program.graph_signature.input_specs), state, constants, {})
 
 
 def fold_error_in_float64(program: ExportedProgram, inputs: Sequence[torch.Tensor], config: FoldConfig) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import operator as python_operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,9 +35,23 @@ def rebuilt_program(
     specs: list[InputSpec],
     state_dict: dict[str, torch.Tensor],
     constants: dict[str, Any],
+    renamed: Mapping[str, str],
 ) -> ExportedProgram:
-    """Return a verified program with ``graph`` and everything that was not given taken from ``program``."""
-    signature = ExportGraphSignature(specs, list(program.graph_signature.output_specs))
+    """Return a verified program with ``graph`` and everything that was not given taken from ``program``.
+
+    Args:
+        program: what to take the rest from.
+        graph, specs, state_dict, constants: the new parts.
+        renamed: old -> new name of the nodes that stand in for others, which may be outputs.
+    """
+    outputs = [dataclasses.replace(spec, arg=_renamed(spec.arg, renamed)) for spec in program.graph_signature.output_specs]
+    signature = ExportGraphSignature(specs, outputs)
+    calls = []
+    for entry in program.module_call_graph:
+        if entry.signature is not None:
+            own = [_renamed(argument, renamed) for argument in entry.signature.outputs]
+            entry = dataclasses.replace(entry, signature=dataclasses.replace(entry.signature, outputs=own))  # noqa: PLW2901 - the same entry, renamed
+        calls.append(entry)
     try:
         return ExportedProgram(
             program.graph_module,
@@ -44,13 +59,18 @@ def rebuilt_program(
             signature,
             state_dict,
             program.range_constraints,
-            copy.copy(program.module_call_graph),
+            calls,
             program.example_inputs,
             constants,
             verifiers=program.verifiers,
         )
     except (SpecViolationError, AssertionError, RuntimeError) as err:
         raise InternalError("E391", "the folded graph does not pass torch's verifier", facts={"found": err}) from err
+
+
+def _renamed(argument: Any, renamed: Mapping[str, str]) -> Any:  # noqa: ANN401 - one of torch's kinds of arguments
+    name = getattr(argument, "name", None)
+    return dataclasses.replace(argument, name=renamed[name]) if name in renamed else argument
 
 
 class _Surgery:
@@ -69,6 +89,7 @@ class _Surgery:
         self.by_name: dict[str, InputSpec] = {getattr(spec.arg, "name", ""): spec for spec in self.specs}
         self.state_dict: dict[str, torch.Tensor] = dict(program.state_dict)
         self.constants: dict[str, Any] = dict(program.constants)
+        self.renamed: dict[str, str] = {}
 
     def run(self, edits: Iterable[Edit]) -> ExportedProgram:
         owners: set[str] = set()
@@ -80,7 +101,7 @@ class _Surgery:
                 owners |= self._remove_batch_norm_(self.nodes[name], producer)
         self._remove_unread_(owners)
         self.graph.lint()
-        return rebuilt_program(self.program, self.graph, self.specs, self.state_dict, self.constants)
+        return rebuilt_program(self.program, self.graph, self.specs, self.state_dict, self.constants, self.renamed)
 
     def _replace_weight_(self, producer: torch.fx.Node, weight: Float64) -> None:
         call = arguments_of(producer)
@@ -136,8 +157,10 @@ class _Surgery:
         for user in list(batch_norm.users):
             if user.target is python_operator.getitem:
                 user.replace_all_uses_with(producer)
+                self.renamed[user.name] = producer.name
                 self.graph.erase_node(user)
         batch_norm.replace_all_uses_with(producer)
+        self.renamed[batch_norm.name] = producer.name
         self.graph.erase_node(batch_norm)
         owner = call["running_mean"]
         prefix = (self._spec(owner.name).target or "").rpartition(".")[0] if isinstance(owner, torch.fx.Node) else ""
