@@ -28,6 +28,8 @@ FLOOR_ONNX = 1e-5
 """Of float32 runs."""
 _CHANNEL_SHARE = 0.9
 _MAX_CHANNELS = 4
+_NOT_FINITE = 1e100
+"""Squared error that a NaN or infinity counts as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,8 @@ def _channels(reference: Array, candidate: Array) -> str:
         return ""
     with np.errstate(invalid="ignore"):
         error = np.square(np.asarray(candidate, np.float64) - np.asarray(reference, np.float64))
-    by_channel = np.moveaxis(np.nan_to_num(error, posinf=np.finfo(np.float32).max), 1, 0).reshape(reference.shape[1], -1).sum(1)
+    error = np.where(np.isfinite(error), error, _NOT_FINITE)
+    by_channel = np.moveaxis(error, 1, 0).reshape(reference.shape[1], -1).sum(1)
     order = np.argsort(by_channel)[::-1]
     share = np.cumsum(by_channel[order]) / max(float(by_channel.sum()), 1e-300)
     count = int(np.searchsorted(share, _CHANNEL_SHARE)) + 1

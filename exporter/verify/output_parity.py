@@ -66,7 +66,10 @@ def judge_output(
     values = values_by_sample(candidates, batch)
     if limits.is_exact:  # float64 does not tell large integers apart
         unequal = values_by_sample([c != r for r, c in zip(references, candidates, strict=True)], batch)
-        values = [np.where((n > 0) & (c == r), r + 1.0, c) for n, r, c in zip(unequal, values_by_sample(references, batch), values, strict=True)]
+        values = [
+            np.where((n > 0) & (c == r), np.nextafter(r, np.inf), c)
+            for n, r, c in zip(unequal, values_by_sample(references, batch), values, strict=True)
+        ]
     blocks = zip(values_by_sample(references, batch), values_by_sample(owns, batch), values, strict=True)
     parts = [_Part.measure(r, u, c, limits) for r, u, c in blocks]
     return _summarise(output, references, candidates, parts, limits, batch=batch)
@@ -230,7 +233,7 @@ def _index(references: Sequence[Array], flat: int, num_parts: int) -> tuple[int,
 
 def _argmax(parts: list[_Part], references: Sequence[Array], batch: int, atol: float, rtol: float) -> tuple[int | None, int | None, int | None]:
     """Return rows, rows with the same argmax, and differing rows whose margin both entries' tolerances can bridge."""
-    if len(parts) != 1 or any(a.ndim != 2 or a.shape[0] != batch or a.shape[1] < 2 for a in references):
+    if len(parts) != 1 or not parts[0].reference.size or any(a.ndim != 2 or a.shape[0] != batch or a.shape[1] < 2 for a in references):
         return None, None, None
     r, c = np.nan_to_num(parts[0].reference), np.nan_to_num(parts[0].candidate)
     differs = r.argmax(1) != c.argmax(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -125,10 +126,14 @@ def _arrays(outputs: CandidateOutputs, named: NamedFeed, output: str) -> list[Ar
 
 
 def _shown(judged: Sequence[tuple[NamedFeed, OutputParity]]) -> tuple[NamedFeed, OutputParity]:
-    """Return the worst feed: of those that fail; where none does, of the recorded and random ones."""
+    """Return the worst feed: of those that fail; where none does, of the recorded and random ones.
+
+    The smallest tolerance that would have passed is over all feeds, so that it makes the whole output pass.
+    """
     failed = [pair for pair in judged if pair[1].outcome is Outcome.FAIL]
     natural = [pair for pair in judged if pair[0].kind != "edge"]
-    return max(failed or natural or judged, key=lambda pair: _badness(pair[1]))
+    named, parity = max(failed or natural or judged, key=lambda pair: _badness(pair[1]))
+    return named, dataclasses.replace(parity, smallest_rtol=max(other.smallest_rtol for _, other in judged))
 
 
 def _badness(parity: OutputParity) -> float:
@@ -161,7 +166,8 @@ def _distances(before: CandidateOutputs, candidate: CandidateOutputs, reference:
 def _culprit_remark(before: str, distances: Mapping[str, float], shown: Mapping[str, tuple[NamedFeed, OutputParity]]) -> str:
     far = [output for output, distance in distances.items() if distance > shown[output][1].allowed]
     if far or len(distances) < len(shown):
-        return f"departs from its predecessor {before} too ({', '.join(f'{o} {distances[o]:.1e}' for o in far) or 'outputs cannot be compared'}): it broke here"
+        numbers = ", ".join(f"{output} {distances[output]:.1e}" for output in far) or "not every output can be compared"
+        return f"departs from its predecessor {before} too ({numbers}): it broke here"
     return f"agrees with its predecessor {before}: it broke before this stage"
 
 
@@ -175,7 +181,7 @@ def _batch_invariance(candidate: CandidateOutputs, reference: Reference) -> floa
     worst = 0.0
     for output in reference.outputs[alone.name][0]:
         single, batched = _arrays(candidate, alone, output), _arrays(candidate, together, output)
-        if single is None or batched is None or not is_floating(batched[0]) or batched[0].ndim == 0 or batched[0].shape[0] != together.batch:
+        if single is None or batched is None or not is_floating(batched[0]) or batched[0].shape[:1] != (together.batch,):
             continue
         rows = values_by_sample(batched, together.batch)
         ones = values_by_sample(single, 1)
@@ -207,11 +213,8 @@ def _reason(shown: Mapping[str, tuple[NamedFeed, OutputParity]], evidence: Parit
     named, parity = max(failed or shown.values(), key=lambda pair: _badness(pair[1]))
     more = f"; {len(failed) - 1} more of {len(shown)} outputs fail" if len(failed) > 1 else ""
     if failed:
-        passing = (
-            f"; it would pass from rtol = atol = floor = {_round_up(parity.smallest_rtol)} on"
-            if math.isfinite(parity.smallest_rtol) and parity.max_abs > 0
-            else ""
-        )
+        needed = max(other.smallest_rtol for _, other in failed)
+        passing = f"; it would pass from rtol = atol = floor = {_round_up(needed)} on" if math.isfinite(needed) and needed > 0 else ""
         return f"{parity.output} on {named.name}: {parity.reason}{passing}{more}"
     others = f" (worst of {len(shown)} outputs)" if len(shown) > 1 else ""
     note = "; random inputs only" if "random inputs only" in evidence.remarks else ""

@@ -46,10 +46,10 @@ def export_program(module: nn.Module) -> torch.export.ExportedProgram:
     return torch.export.export(module, EXAMPLE, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
 
 
-def make_graph(unfused: nn.Module, folded: nn.Module) -> Graph:
+def make_graph(unfused: torch.export.ExportedProgram, folded: nn.Module) -> Graph:
     """Return a graph value as the fold would make it."""
     folds = tuple(Folded(norm, producer, "conv2d+bn", 1, 1.0) for producer, norm in FOLDS.items())
-    return Graph(export_program(unfused), export_program(folded), INPUTS, OUTPUTS, folds, (), 13, 0, 0, Provenance("graph"))
+    return Graph(unfused, export_program(folded), INPUTS, OUTPUTS, folds, (), 13, 0, 0, Provenance("graph"))
 
 
 def export_onnx(module: nn.Module, path: Path, inputs=INPUTS, outputs=OUTPUTS, example=EXAMPLE) -> OnnxModel:
@@ -73,6 +73,12 @@ def unfused() -> nn.Module:
     module = model.build()
     module.load_state_dict({name.removeprefix("module."): value for name, value in state.items() if name.startswith("module.")})
     return module.eval()
+
+
+@pytest.fixture(scope="session")
+def unfused_program(unfused: nn.Module) -> torch.export.ExportedProgram:
+    """The unfused network, traced."""
+    return export_program(unfused)
 
 
 @pytest.fixture(scope="session")
