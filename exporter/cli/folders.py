@@ -22,7 +22,7 @@ def workspace_of(config: Config, screen: Screen, **outputs: Path | None) -> Work
     """
     loose = find_config(config.base) is None
     named = {stage: path for stage, path in outputs.items() if path is not None}
-    return Workspace(config, folder=Path.cwd() if loose else None, outputs=named, progress=screen.progress)
+    return Workspace(config, folder=Path() if loose else None, outputs=named, progress=screen.progress)
 
 
 def candidates_from(paths: tuple[Path, ...], workspace: Workspace) -> tuple[Candidate, ...]:

@@ -79,11 +79,13 @@ def config_with(
         if found is None:
             raise ConfigError("E707", "the folder holds no configuration", facts={"folder": config_path, "expected": "exporter.toml"})
         config_path = found
-    path = config_path if config_path is not None else find_config(Path.cwd())
-    flags: dict[str, dict[str, Any]] = {**sections, "": {"checkpoint": str(checkpoint.absolute()) if checkpoint else None}}
+    path = config_path if config_path is not None else find_config(Path())
+    here = path is None or path.parent == Path()
+    named = str(checkpoint if here else checkpoint.absolute()) if checkpoint else None
+    flags: dict[str, dict[str, Any]] = {**sections, "": {"checkpoint": named}}
     if model is not None:
         flags["model"] = {"factory": _absolute_factory(model), "arguments": model_arguments(arguments)}
-    return load_config(path, base=None if path is not None else Path.cwd(), flags=flags)
+    return load_config(path, base=None if path is not None else Path(), flags=flags)
 
 
 def model_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
