@@ -23,6 +23,7 @@ BENIGN_CALLS: frozenset[str] = frozenset(
         *(f"{module}._frombuffer" for module in ("numpy.core.numeric", "numpy._core.numeric")),
         "numpy.dtype",
         *(f"numpy.random._pickle.__{name}_ctor" for name in ("randomstate", "generator", "bit_generator")),
+        "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
         "argparse.Namespace",
         "types.SimpleNamespace",
         "collections.deque",

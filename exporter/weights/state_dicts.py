@@ -13,6 +13,8 @@ __all__ = ["as_weights", "child", "is_module", "own_names"]
 MAX_MODULES = 100_000
 """Module paths visited in a pickled module; shared submodules count once for every path, as in torch's state dict."""
 
+_MAX_LEVELS = 100
+
 _COMPILED = "_orig_mod."
 _EXTRA_STATE = "_extra_state"
 
@@ -74,13 +76,13 @@ def own_names(weights: WeightSet, *, wrappers: int = 0, like: WeightSet | None =
 
 def _module_entries(module: Node, at: str) -> Iterator[tuple[str, Node]]:
     """Yield what ``module.state_dict()`` would hold, in its order."""
-    todo: list[tuple[str, Node]] = [("", module)]
+    todo: list[tuple[str, int, Node]] = [("", 0, module)]
     visited = 0
     while todo:
-        prefix, node = todo.pop()
+        prefix, level, node = todo.pop()
         visited += 1
-        if visited > MAX_MODULES:
-            facts = {"at": at, "found": f"more than {MAX_MODULES} submodules"}
+        if visited > MAX_MODULES or level > _MAX_LEVELS:
+            facts = {"at": at, "found": f"{visited} submodules, {level} levels deep"}
             raise LayoutError("E217", "the pickled module contains itself, or has more submodules than a model has", facts=facts)
         attributes = _attributes(node)
         transient = attributes.get("_non_persistent_buffers_set") or ()
@@ -91,7 +93,7 @@ def _module_entries(module: Node, at: str) -> Iterator[tuple[str, Node]]:
                     yield f"{prefix}{name}", value
         children = attributes.get("_modules")
         todo += [
-            (f"{prefix}{name}.", value)
+            (f"{prefix}{name}.", level + 1, value)
             for name, value in reversed(list(children.items()) if isinstance(children, Mapping) else [])
             if isinstance(value, ObjectRef)
         ]

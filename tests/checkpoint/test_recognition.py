@@ -1,0 +1,112 @@
+"""Files are recognised by their content; what is not read is refused by name."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from exporter.checkpoint import open_checkpoint
+from exporter.errors import CheckpointError
+
+
+def legacy() -> bytes:
+    """Return what torch.save wrote before 1.6."""
+    buffer = io.BytesIO()
+    torch.save({"w": torch.ones(2)}, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+def tar() -> bytes:
+    """Return a tar archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("pickle"))
+    return buffer.getvalue()
+
+
+FOREIGN = {
+    "torch before 1.6": (legacy(), "before 1.6"),
+    "plain pickle": (pickle.dumps({"a": 1}), "plain pickle"),
+    "tar": (tar(), "tar archive"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "HDF5"),
+    "gzip": (gzip.compress(b"x"), "gzip"),
+    "npy": (b"\x93NUMPY\x01\x00" + bytes(100), "NumPy"),
+    "web page": (b"<!DOCTYPE html><html></html>", "HTML"),
+    "lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS"),
+    "index of shards": (b'{"weight_map": {}}', "JSON"),
+    "text": (b"hello world", "text"),
+    "gguf": (b"GGUF" + bytes(20), "GGUF"),
+    "random bytes": (bytes(range(200, 240)), "begins with c8"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_foreign_container_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    """The message says what the file looks like."""
+    content, words = FOREIGN[case]
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="container") as refused:
+        open_checkpoint(path)
+    assert refused.value.code == "E105"
+    assert words in refused.value.facts["found"]
+
+
+def test_suffix_does_not_matter(digits: Path) -> None:
+    """A torch file under any name is a torch file."""
+    renamed = (digits / "digits.pt").rename(digits / "weights.safetensors")
+    assert open_checkpoint(renamed).container == "torch zip"
+
+
+@pytest.mark.parametrize(("kind", "code"), [("missing", "E101"), ("folder", "E102"), ("pipe", "E102"), ("empty", "E106")])
+def test_what_is_no_file_is_refused(kind: str, code: str, tmp_path: Path) -> None:
+    """A pipe does not hang the program; each has its own message."""
+    path = tmp_path / "x.pt"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "empty":
+        path.touch()
+    with pytest.raises(CheckpointError) as refused:
+        open_checkpoint(path)
+    assert refused.value.code == code
+
+
+def test_opening_and_reading_the_layout_import_no_heavy_library(digits: Path, repository: Path) -> None:
+    """Neither torch nor NumPy nor pydantic is imported to look into a file."""
+    code = (
+        "import sys; from pathlib import Path; from exporter.checkpoint import open_checkpoint; from exporter.weights import read_layout\n"
+        f"read_layout(open_checkpoint(Path({str(digits / 'digits.pt')!r})))\n"
+        "print([name for name in ('torch', 'numpy', 'onnx', 'onnxruntime', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_opening_reads_no_tensor_bytes(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the directory, headers and the pickle are read: less than the tensors' bytes, and none of theirs."""
+    path = digits / "digits.pt"
+    storages = [ref.storage for ref in open_checkpoint(path).root["model_ema"].values()]
+    spans: list[tuple[int, int]] = []
+    real = os.pread
+
+    def watched(descriptor: int, count: int, offset: int) -> bytes:
+        spans.append((offset, offset + count))
+        return real(descriptor, count, offset)
+
+    monkeypatch.setattr(os, "pread", watched)
+    open_checkpoint(path)
+    assert spans
+    large = [storage for storage in storages if storage.size_bytes > 512]
+    assert large
+    assert not [s for s in large for begin, end in spans if begin < s.offset + s.size_bytes and end > s.offset]
