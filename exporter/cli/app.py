@@ -7,7 +7,6 @@ something required · 70 a bug of ours · 130 interrupted · 143 terminated.
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -105,7 +104,6 @@ def _status(arguments: list[str] | None) -> int:
     try:
         with screen:
             status = cli.main(arguments, prog_name="exporter", obj=screen, standalone_mode=False)
-        sys.stdout.flush()
     except ExporterError as err:
         screen.error(err)
         return err.exit_status
@@ -124,8 +122,7 @@ def _status(arguments: list[str] | None) -> int:
         screen.close()
         click.echo("terminated; files are as they were or whole", err=True)
         return EXIT_TERMINATED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more can be said to it
+    except SystemExit:  # click's way to end a help page whose reader left
         return 0
     except Exception as err:  # noqa: BLE001 - the one place where a bug of ours is caught
         import traceback

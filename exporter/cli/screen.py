@@ -41,12 +41,12 @@ class Screen:
         if self.json and self.quiet:
             return
         for line in lines:
-            click.echo(self._coloured(line), err=self.json)
+            self._write(self._coloured(line), err=self.json)
 
     def result(self, value: Any) -> None:  # noqa: ANN401 - any JSON value
         """Print ``value`` as JSON on stdout, if ``--json`` was given."""
         if self.json:
-            click.echo(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False))
+            self._write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False))
 
     def error(self, err: ExporterError) -> None:
         """Print an error on stderr; with ``--json`` also as JSON on stdout."""
@@ -54,8 +54,7 @@ class Screen:
         first, newline, rest = str(err).partition("\n")
         head, bracket, problem = first.partition("] ")
         click.echo(click.style(head + bracket.rstrip(), fg="red", bold=True) + " " + problem + newline + rest, err=True, color=self._colour(sys.stderr))
-        if self.json:
-            click.echo(json.dumps({"error": err.to_json()}, indent=1, sort_keys=True, ensure_ascii=False))
+        self.result({"error": err.to_json()})
 
     def progress(self, what: str, done: int, total: int) -> bool:
         """Draw a progress bar on a terminal; always True: nothing was asked to stop."""
@@ -87,6 +86,14 @@ class Screen:
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
         """Take the progress bars off the screen."""
         self.close()
+
+    @staticmethod
+    def _write(text: str, *, err: bool = False) -> None:
+        """Print; a reader that left (``| head``) does not change what the command does, nor its exit status."""
+        try:
+            click.echo(text, err=err)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
 
     def _coloured(self, line: str) -> str:
         if not self._colour(sys.stderr if self.json else sys.stdout):
