@@ -10,7 +10,7 @@ from typing import Final
 from exporter.artifacts import LatencyEvidence, MetricEvidence, Outcome, OutputParity, ParityEvidence, Report, Verdict
 from exporter.report import units
 
-__all__ = ["advice", "blocks", "interval", "key_number", "limit", "outcome_sentence", "required_speedup", "title", "worst_output"]
+__all__ = ["advice", "blocks", "by_check", "interval", "key_number", "limit", "outcome_sentence", "required_speedup", "title", "worst_output"]
 
 _SPEEDUP: Final = re.compile(r">=\s*(\d+(?:\.\d+)?)")
 _BLOCKED: Final = {Outcome.FAIL: "failed", Outcome.INCONCLUSIVE: "could not be decided", Outcome.NOT_RUN: "did not run though required"}
@@ -25,6 +25,12 @@ def title(verdict: Verdict) -> str:
 def blocks(verdict: Verdict) -> bool:
     """Return whether the verdict keeps the run from passing."""
     return verdict.outcome is Outcome.FAIL or (verdict.required and verdict.outcome is not Outcome.PASS)
+
+
+def by_check(verdicts: tuple[Verdict, ...]) -> list[Verdict]:
+    """Return the verdicts with those of one check together, checks in order of their first appearance."""
+    order = list(dict.fromkeys(verdict.check for verdict in verdicts))
+    return sorted(verdicts, key=lambda verdict: order.index(verdict.check))
 
 
 def worst_output(evidence: ParityEvidence) -> OutputParity | None:

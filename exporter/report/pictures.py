@@ -29,7 +29,7 @@ _DRAWABLE: Final = 1e30
 
 
 def drift_picture(summary: BakeSummary) -> Picture | None:
-    """Draw the distance of averaged from raw weights per tensor: the largest, in the order of the model; None without drift."""
+    """Draw the distance of averaged from raw weights per tensor: the largest, in the order of the weights; None without drift."""
     known = [drift for drift in summary.drift if math.isfinite(drift.relative)]
     if not known:
         return None
@@ -41,7 +41,7 @@ def drift_picture(summary: BakeSummary) -> Picture | None:
         lambda axes: _paint_drift(axes, shown),
         name="drift",
         title="Distance of the averaged weights from the raw weights, per tensor",
-        description=f"{part}, in the order of the model; the largest distance is {units.error(largest.relative)} in {largest.name}",
+        description=f"{part}, in the order of the weights; the largest distance is {units.error(largest.relative)} in {largest.name}",
         keys=(("candidate", f"‖ema - raw‖ / ‖raw‖, {part}"),),
         width_pt=420,
         height_pt=40 + 13.5 * len(shown),
@@ -52,6 +52,7 @@ def error_picture(candidate: str, output: OutputParity, edges: Sequence[float], 
     """Draw how large the errors of one output are, against what the unfused model itself makes and what is allowed."""
     if not output.histogram or len(output.histogram) != len(edges) - 1 or not sum(output.histogram):
         return None
+    exact = output.histogram[0] / sum(output.histogram)  # the lowest bin holds what has no logarithm
     return draw(
         lambda axes: _paint_errors(axes, output, edges),
         name=name,
@@ -65,6 +66,7 @@ def error_picture(candidate: str, output: OutputParity, edges: Sequence[float], 
             ("measured", f"rel L2 {units.error(output.relative_l2)}"),
             ("own", f"own error {units.error(output.own_error)}"),
             ("required", f"allowed {units.error(output.allowed)}"),
+            *((("note", f"{units.percent(exact)} exact or nearly so, not drawn"),) if exact else ()),
         ),
     )
 
@@ -94,7 +96,7 @@ def rounds_picture(evidence: LatencyEvidence, *, name: str) -> Picture | None:
     if not evidence.round_log_ratios:
         return None
     required = phrases.required_speedup(evidence.required)
-    keys = [("candidate", "one round"), ("band", f"{100 * evidence.confidence:g} % interval {phrases.interval(evidence)}")]
+    keys = [("candidate", "one round"), ("band", f"{units.confidence(evidence.confidence)} interval {phrases.interval(evidence)}")]
     if required is not None:
         keys.append(("required", f"required {required:.2f} x"))
     return draw(
@@ -115,7 +117,7 @@ def speedup_picture(races: Sequence[tuple[LatencyEvidence, Outcome]]) -> Picture
         return None
     facts = "; ".join(f"{race.candidate} {units.ratio(race.speedup)}, {phrases.interval(race)}, {outcome.value}" for race, outcome in races)
     required = phrases.required_speedup(races[0][0].required)
-    keys = [("interval", f"{100 * races[0][0].confidence:g} % interval of the speed-up"), ("equal", "as fast as the reference")]
+    keys = [("interval", f"{units.confidence(races[0][0].confidence)} interval of the speed-up"), ("equal", "as fast as the reference")]
     if required is not None:
         keys.append(("required", f"required {required:.2f} x"))
     return draw(
@@ -157,16 +159,18 @@ def _paint_errors(axes: Axes, output: OutputParity, edges: Sequence[float]) -> N
     counts = np.asarray(output.histogram, dtype=float)
     bounds = _finite_edges(edges)
     centres, widths = (bounds[1:] + bounds[:-1]) / 2, np.diff(bounds)
-    axes.bar(centres, 100 * counts / counts.sum(), width=0.92 * widths, color=ACCENT, alpha=0.75, linewidth=0)
+    share = 100 * counts / counts.sum()
+    share[0] = 0
+    axes.bar(centres, share, width=0.92 * widths, color=ACCENT, alpha=0.75, linewidth=0)
     marks = [(output.relative_l2, INK, "solid"), (output.own_error, REFERENCE, (0, (2, 1.5))), (output.allowed, FAIL, "solid")]
     found = [math.log10(value) for value, _, _ in marks if value > 0 and math.isfinite(value)]
     for value, colour, dash in marks:
         if value > 0 and math.isfinite(value):
             axes.axvline(math.log10(value), color=colour, linestyle=dash, linewidth=1.6)
-    used = np.flatnonzero(counts)
-    low = min([bounds[used[0]], *found]) - 0.3
-    high = max([bounds[used[-1] + 1], *found]) + 0.3
-    axes.set_xlim(low, high)
+    used = np.flatnonzero(share)
+    ends = [*found, *(float(bounds[place]) for place in used), *(float(bounds[place + 1]) for place in used)] or [-1.0, 0.0]
+    axes.set_xlim(min(ends) - 0.3, max(ends) + 0.3)
+    axes.set_ylim(0, max(1.08 * float(share.max()), 1e-3))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{value:+03.0f}"))
     axes.yaxis.set_major_locator(MaxNLocator(4))

@@ -14,7 +14,7 @@ __all__ = ["summary_from_report"]
 _MARKS: Final = {Outcome.PASS: "✅", Outcome.FAIL: "❌", Outcome.INCONCLUSIVE: "❔", Outcome.NOT_RUN: "⚪"}
 _SPECIAL: Final = re.compile(r"[\\`*\[\]<|&~#!$]|^>|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
 _ENTITIES: Final = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-_SHOWN_LINEAGE: Final = ("checkpoint", "ema", "weights", "folded", "onnx", "plan")
+_SHOWN_LINEAGE: Final = ("checkpoint", "weights", "ema", "folded")
 
 
 def summary_from_report(report: Report) -> str:
@@ -27,7 +27,7 @@ def summary_from_report(report: Report) -> str:
         "| | check | candidate | measured | required |",
         "|---|---|---|---|---|",
     ]
-    lines += [_row(verdict) for verdict in report.verdicts]
+    lines += [_row(verdict) for verdict in phrases.by_check(report.verdicts)]
     for verdict in report.verdicts:
         advice = phrases.advice(verdict)
         if advice:

