@@ -60,7 +60,7 @@ def build_engine(
         ArtifactError: the ONNX file is not the one that ``model`` describes (E526).
         EngineBuildError: E501 to E507, E522, E523.
         ModelNotSupported: E524.
-        EnvironmentLacking: E811 to E818.
+        EnvironmentLacking: E851 to E858.
     """
     found = digest_of_file(model.path)
     if found.hex != model.digest.hex:

@@ -87,7 +87,7 @@ def require(config: TensorrtConfig) -> EngineSupport:
     """Return what ``probe`` found where an engine can be built and run.
 
     Raises:
-        EnvironmentLacking: something is missing (E811 to E818, exit status 6); the message names everything that is.
+        EnvironmentLacking: something is missing (E851 to E858, exit status 6); the message names everything that is.
     """
     support = probe(config)
     if support.available:

@@ -62,7 +62,7 @@ class TensorrtRunner:
         Raises:
             ArtifactError: the plan or its sidecar is missing, altered or not ours (E721 to E723), is not the plan that this runner was made for
                 (E723), or TensorRT does not accept it (E521).
-            EnvironmentLacking: E811 to E818.
+            EnvironmentLacking: E851 to E858.
         """
         verify_record(self._plan.path)
         found = digest_of_file(self._plan.path)

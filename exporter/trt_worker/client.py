@@ -65,7 +65,7 @@ class Worker:
         silence_limit_s: a worker that sends nothing, not even a heartbeat, for so long is taken for hung.
 
     Raises:
-        EnvironmentLacking: the interpreter cannot be started (E813) or is too old (E814).
+        EnvironmentLacking: the interpreter cannot be started (E853) or is too old (E854).
     """
 
     def __init__(self, python: str = "", *, service: Service | None = None, start_limit_s: float = 60.0, silence_limit_s: float = 300.0) -> None:
@@ -288,7 +288,7 @@ class Worker:
         if message.type == "hello" and message.header.get("refused") == "python":
             facts = {"interpreter": self.python, "found": f"Python {self.python_version}", "expected": f"Python {_OLDEST_PYTHON} or newer"}
             self._end = VersionMismatch(
-                "E814", "the interpreter of the TensorRT worker is too old", facts=facts, help="name a newer one: [tensorrt] python"
+                "E854", "the interpreter of the TensorRT worker is too old", facts=facts, help="name a newer one: [tensorrt] python"
             )
             raise self._end
         if message.type != "hello" or message.header.get("protocol") != PROTOCOL:
@@ -297,7 +297,7 @@ class Worker:
     def _no_interpreter(self, found: str) -> MissingLibrary:
         facts = {"interpreter": self.python, "found": found, "expected": f"Python {_OLDEST_PYTHON} or newer", **self._log_facts()}
         help_text = "name the interpreter that has TensorRT: [tensorrt] python"
-        error = MissingLibrary("E813", "the interpreter of the TensorRT worker cannot be started", facts=facts, help=help_text)
+        error = MissingLibrary("E853", "the interpreter of the TensorRT worker cannot be started", facts=facts, help=help_text)
         self._end = error
         return error
 

@@ -119,7 +119,7 @@ def test_tactics_of_missing_libraries_are_switched_off(release, start, request_a
 @pytest.mark.parametrize(
     ("scenario", "code", "kind", "text"),
     [
-        pytest.param({"no_device": True}, "E818", NoGpu, "CUDA initialization failure", id="no device"),
+        pytest.param({"no_device": True}, "E858", NoGpu, "CUDA initialization failure", id="no device"),
         pytest.param({"parser_refuses": True}, "E501", EngineBuildError, "no importer registered", id="parser"),
         pytest.param({"builder_returns_none": True}, "E502", EngineBuildError, "Could not find any implementation for node head", id="builder"),
         pytest.param({"no_config": True}, "E502", EngineBuildError, "create_builder_config", id="config"),

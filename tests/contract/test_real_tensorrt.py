@@ -51,7 +51,7 @@ def test_the_probe_tells_the_version_and_what_is_missing():
     support = probe(TensorrtConfig(python=PYTHON))
     assert not support.available
     assert support.tensorrt_version
-    assert support.code == "E811"
+    assert support.code == "E851"
     assert "libcuda.so.1" in support.missing
     with pytest.raises(NoGpu, match="cannot be built"):
         require(TensorrtConfig(python=PYTHON))
@@ -63,19 +63,19 @@ def test_a_build_is_refused_before_tensorrt_is_touched(arguments):
         for verb, given in (("build", arguments), ("load", {"path": arguments["onnx_path"], "sha256": hashlib.sha256(b"").hexdigest()})):
             with pytest.raises(NoGpu) as caught:
                 worker.request(verb, given, limit_s=120)
-            assert caught.value.code == "E811"
+            assert caught.value.code == "E851"
 
 
 def test_what_would_happen_without_the_probe(arguments, monkeypatch):
-    """Behind a stand-in for the driver, the real Builder finds no device (E818) and the real Runtime of 8.6 ends by SIGSEGV (E504)."""
+    """Behind a stand-in for the driver, the real Builder finds no device (E858) and the real Runtime of 8.6 ends by SIGSEGV (E504)."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_driver()))
     with Worker(PYTHON) as worker:
         with pytest.raises(NoGpu, match="no usable CUDA device") as caught:
             worker.request("build", arguments, limit_s=120)
-        assert caught.value.code == "E818"
+        assert caught.value.code == "E858"
         assert "CUDA initialization failure" in caught.value.facts["TensorRT"]
         with pytest.raises((EngineBuildError, NoGpu)) as caught:
             worker.request("load", {"path": arguments["onnx_path"], "sha256": hashlib.sha256(b"").hexdigest()}, limit_s=120)
-        assert caught.value.code in {"E504", "E818"}
+        assert caught.value.code in {"E504", "E858"}
         if caught.value.code == "E504":
             assert caught.value.facts["signal"] == "SIGSEGV"

@@ -33,7 +33,7 @@ def test_a_machine_without_a_driver(bare_python):
     """All that is missing is named at once, with the help for each, and the first decides class, code and exit status."""
     support = probe(TensorrtConfig(python=bare_python))
     assert not support.available
-    assert support.code == "E811"
+    assert support.code == "E851"
     assert "libcuda.so.1 was not found" in support.missing
     assert "TensorRT: not installed" in support.missing
     assert "numpy" in support.missing
@@ -49,7 +49,7 @@ def test_an_interpreter_that_is_not_there():
     """A wrong ``[tensorrt] python`` is reported by the probe, and raised where the engine is required."""
     config = TensorrtConfig(python="/no/such/python")
     support = probe(config)
-    assert (support.available, support.code) == (False, "E813")
+    assert (support.available, support.code) == (False, "E853")
     with pytest.raises(MissingLibrary) as caught:
         require(config)
     assert caught.value.facts["interpreter"] == "/no/such/python"
@@ -78,17 +78,17 @@ def test_a_driver_without_a_device(config, monkeypatch, variable, value, words):
     monkeypatch.setenv(variable, value)
     with pytest.raises(EnvironmentLacking) as caught:
         require(config)
-    assert caught.value.code == "E811"
+    assert caught.value.code == "E851"
     assert words in caught.value.facts["missing"]
 
 
 @pytest.mark.parametrize(
     ("source", "code", "words"),
     [
-        ("__version__ = '8.4.3.1'", "E816", "8.4.3.1"),
-        ("__version__ = '12.0.0'", "E816", "12.0.0"),
-        ("__version__ = 'unknown'", "E816", "unknown"),
-        ("raise ImportError('libnvinfer.so.10: cannot open shared object file')", "E817", "libnvinfer.so.10"),
+        ("__version__ = '8.4.3.1'", "E856", "8.4.3.1"),
+        ("__version__ = '12.0.0'", "E856", "12.0.0"),
+        ("__version__ = 'unknown'", "E856", "unknown"),
+        ("raise ImportError('libnvinfer.so.10: cannot open shared object file')", "E857", "libnvinfer.so.10"),
     ],
     ids=["too old", "too new", "no version", "broken"],
 )

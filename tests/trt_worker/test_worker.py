@@ -258,7 +258,7 @@ def test_an_interpreter_that_is_not_there():
     """A path that names nothing is an environment error that names it and the setting."""
     with pytest.raises(MissingLibrary, match="cannot be started") as caught, Worker("/no/such/python"):
         pass
-    assert (caught.value.code, caught.value.exit_status) == ("E813", 6)
+    assert (caught.value.code, caught.value.exit_status) == ("E853", 6)
     assert caught.value.facts["interpreter"] == "/no/such/python"
     assert "[tensorrt] python" in caught.value.help
 
@@ -275,7 +275,7 @@ def test_a_program_that_is_no_interpreter(tmp_path, body):
     program.chmod(0o755)
     with pytest.raises(MissingLibrary, match="cannot be started") as caught, Worker(str(program)):
         pass
-    assert caught.value.code == "E813"
+    assert caught.value.code == "E853"
     if "no python here" in body:
         assert "no python here" in caught.value.facts["last lines"]
 
@@ -301,7 +301,7 @@ def test_an_interpreter_that_is_too_old(tmp_path):
     program.chmod(0o755)
     with pytest.raises(VersionMismatch, match="too old") as caught, Worker(str(program)):
         pass
-    assert (caught.value.code, caught.value.facts["found"]) == ("E814", "Python 3.8.18")
+    assert (caught.value.code, caught.value.facts["found"]) == ("E854", "Python 3.8.18")
 
 
 @pytest.mark.parametrize("old", ["python2.7", "python3.6", "python3.7", "python3.8", "python3.9"])
@@ -351,6 +351,6 @@ def test_an_interpreter_without_numpy_and_tensorrt(tmp_path):
     program.chmod(0o755)
     with Worker(str(program)) as worker:
         lacking = {item["code"]: item for item in worker.request("probe", limit_s=60).value["lacking"]}
-    assert {"E812", "E815"} <= set(lacking)
-    assert "numpy" in lacking["E815"]["what"]
-    assert "exporter[tensorrt]" in lacking["E812"]["help"]
+    assert {"E852", "E855"} <= set(lacking)
+    assert "numpy" in lacking["E855"]["what"]
+    assert "exporter[tensorrt]" in lacking["E852"]["help"]

@@ -70,7 +70,7 @@ def build(trt: Any, request: BuildRequest, call: Call, device: Device) -> Built:
         EngineBuildError: the parser (E501) or the builder (E502) refused, the build was cancelled (E503), or the engine's layers do not
             have the precision that was asked for (E507).
         ModelNotSupported: an input is a shape tensor (E524).
-        NoGpu: TensorRT finds no usable device (E818).
+        NoGpu: TensorRT finds no usable device (E858).
     """
     started = time.monotonic()
     messages = Messages()

@@ -106,7 +106,7 @@ class EngineService:
                 self._driver = open_driver()
             except DriverProblem as err:
                 raise NoGpu(
-                    "E811",
+                    "E851",
                     "TensorRT needs a GPU, and none can be used",
                     facts={"found": err},
                     help="run on a machine with an NVIDIA GPU and its driver",

@@ -24,12 +24,12 @@ def examine() -> dict[str, Any]:
         found["device"] = open_driver().device().to_json()
     except DriverProblem as err:
         lacking.append({
-            "class": "NoGpu", "code": "E811", "what": f"a GPU: {err}",
+            "class": "NoGpu", "code": "E851", "what": f"a GPU: {err}",
             "help": "run on a machine with an NVIDIA GPU and its driver (nvidia-smi shows both)",
         })  # fmt: skip
     version = find_version()
     if version is None:
-        lacking.append({"class": "MissingLibrary", "code": "E812", "what": "TensorRT: not installed for the worker's interpreter", "help": INSTALL})
+        lacking.append({"class": "MissingLibrary", "code": "E852", "what": "TensorRT: not installed for the worker's interpreter", "help": INSTALL})
     elif found["device"] is not None:
         try:
             version = str(import_tensorrt().__version__)
@@ -38,7 +38,7 @@ def examine() -> dict[str, Any]:
             lacking.append({"class": type(err).__name__, "code": err.code, "what": f"TensorRT: {what}", "help": err.help})
     if importlib.util.find_spec("numpy") is None:
         lacking.append({
-            "class": "MissingLibrary", "code": "E815", "what": "numpy: not installed for the worker's interpreter",
+            "class": "MissingLibrary", "code": "E855", "what": "numpy: not installed for the worker's interpreter",
             "help": "install it for that interpreter: python -m pip install numpy",
         })  # fmt: skip
     return {**found, "tensorrt_version": version or "", "lacking": lacking}

@@ -42,16 +42,16 @@ def import_tensorrt() -> Any:  # noqa: ANN401 - a module without types
     """Import TensorRT.
 
     Raises:
-        MissingLibrary: it is not there (E812), or a library that it needs is not (E817).
-        VersionMismatch: this version is not supported (E816).
+        MissingLibrary: it is not there (E852), or a library that it needs is not (E857).
+        VersionMismatch: this version is not supported (E856).
     """
     interpreter = {"interpreter": sys.executable}
     if importlib.util.find_spec("tensorrt") is None:
-        raise MissingLibrary("E812", "TensorRT is not installed for the worker's interpreter", facts=interpreter, help=INSTALL)
+        raise MissingLibrary("E852", "TensorRT is not installed for the worker's interpreter", facts=interpreter, help=INSTALL)
     try:
         trt = importlib.import_module("tensorrt")
     except (ImportError, OSError) as err:
-        raise MissingLibrary("E817", "TensorRT is installed but cannot be imported", facts={**interpreter, "found": err}, help=INSTALL) from err
+        raise MissingLibrary("E857", "TensorRT is installed but cannot be imported", facts={**interpreter, "found": err}, help=INSTALL) from err
     check_version(str(trt.__version__))
     return trt
 
@@ -60,12 +60,12 @@ def check_version(version: str) -> None:
     """Refuse a version outside the supported range.
 
     Raises:
-        VersionMismatch: E816.
+        VersionMismatch: E856.
     """
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if len(numbers) < 2 or not OLDEST <= numbers < FIRST_UNKNOWN:
         facts = {"interpreter": sys.executable, "found": version or "unknown", "expected": "8.6 up to 11.x"}
-        raise VersionMismatch("E816", "this version of TensorRT is not supported", facts=facts, help="pip install 'tensorrt>=8.6,<12'")
+        raise VersionMismatch("E856", "this version of TensorRT is not supported", facts=facts, help="pip install 'tensorrt>=8.6,<12'")
 
 
 def major_of(trt: Any) -> int:  # noqa: ANN401 - a module without types
@@ -122,7 +122,7 @@ def construct(make: Callable[..., Any], *arguments: Any, messages: Messages) -> 
     """Return ``make(*arguments)``.
 
     Raises:
-        NoGpu: TensorRT made nothing, which is how it says that CUDA cannot be used (E818).
+        NoGpu: TensorRT made nothing, which is how it says that CUDA cannot be used (E858).
     """
     try:
         made = make(*arguments)
@@ -132,7 +132,7 @@ def construct(make: Callable[..., Any], *arguments: Any, messages: Messages) -> 
         made = None
     if made is None:
         raise NoGpu(
-            "E818",
+            "E858",
             "TensorRT finds no usable CUDA device",
             facts=messages.facts(),
             help="exporter doctor shows the driver; TensorRT may need a newer one",

@@ -1,0 +1,112 @@
+"""A real engine: built, inspected, compared with float64, timed. ``EXPORTER_TENSORRT_PYTHON`` names an interpreter that has TensorRT."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from exporter.artifacts import Outcome
+from exporter.config import LatencyConfig
+from exporter.engine import build_engine, load_plan, parse_profiles, plan_key, probe
+from exporter.errors import EngineBuildError, ExporterError, SampleError
+from exporter.runners import TensorrtRunner, TorchRunner
+from exporter.verify import latency_feed, race
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def model(subject, tensorrt, tmp_path_factory):
+    """The ONNX model; for TensorRT 8, which reads opset 17 at most, the same graph converted, or a skip that says why not."""
+    if int(probe(tensorrt).tensorrt_version.split(".")[0]) >= 10:
+        return subject.onnx
+    import onnx
+    from onnx import version_converter
+
+    from exporter.onnx_export import open_onnx
+
+    try:
+        converted = version_converter.convert_version(onnx.load(subject.onnx.path), 17)
+    except (RuntimeError, ValueError) as err:
+        pytest.skip(f"TensorRT 8 reads opset 17 at most, and this graph does not convert: {err}")
+    path = tmp_path_factory.mktemp("opset17") / "digits.onnx"
+    path.write_bytes(converted.SerializeToString())
+    return dataclasses.replace(open_onnx(path), provenance=subject.onnx.provenance)
+
+
+@pytest.fixture(scope="module")
+def plan(model, tensorrt, tmp_path_factory):
+    """An engine of the fixture, for batches of 1 to 64."""
+    profiles = parse_profiles((), model.inputs, batch=64)
+    path = tmp_path_factory.mktemp("engine") / "digits.plan"
+    return build_engine(model, path, tensorrt, profiles, key=plan_key(model.digest, tensorrt, profiles, probe(tensorrt)))
+
+
+def test_the_engine_has_the_precision_that_was_asked_for(plan):
+    """The inspector's layers are float32, and the sidecar says so."""
+    assert plan.realised_precision
+    assert not {"fp16", "bf16", "int8", "fp8", "unknown"} & set(plan.realised_precision)
+    assert load_plan(plan.path) == plan
+
+
+def test_the_engine_agrees_with_float64(plan, tensorrt, judged):
+    """The engine, TF32 off, passes the parity rule against float64 on the CPU."""
+    with TensorrtRunner(plan, tensorrt) as runner:
+        verdict = judged(runner)
+    assert verdict.outcome is Outcome.PASS, verdict.reason
+
+
+def test_two_runs_give_the_same_bits(subject, plan, tensorrt):
+    """The same input twice, with another one between, gives the same output: no call sees what the one before left."""
+    feed, other = (latency_feed(subject.samples, plan.inputs, subject.samples_config, batch=batch) for batch in (32, 5))
+    with TensorrtRunner(plan, tensorrt) as runner:
+        first = runner.infer(feed)
+        runner.infer(other)
+        second = runner.infer(feed)
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name])
+        assert np.isfinite(array).all()
+
+
+def test_a_batch_outside_the_profile_is_refused(subject, plan, tensorrt):
+    """A batch of 65 fits no profile, and the message says what would."""
+    feed = latency_feed(subject.samples, plan.inputs, subject.samples_config, batch=65)
+    with TensorrtRunner(plan, tensorrt) as runner, pytest.raises(SampleError, match="fit no optimization profile"):
+        runner.infer(feed)
+
+
+def test_the_race_is_run_by_events(subject, plan, tensorrt):
+    """The engine races against unfused torch, captured in a CUDA graph so that launches do not decide it."""
+    feed = latency_feed(subject.samples, plan.inputs, subject.samples_config, batch=32)
+    with (
+        TorchRunner("torch-unfused", subject.graph.unfused, subject.graph.inputs, subject.outputs, device="cuda", cuda_graph=True) as unfused,
+        TensorrtRunner(plan, tensorrt) as engine,
+    ):
+        verdict = race(unfused, engine, feed, LatencyConfig(margin=10.0))
+    assert verdict.evidence.clock == "cuda events"
+    assert verdict.evidence.speedup > 0
+
+
+def test_a_cancelled_build_leaves_nothing(model, tensorrt, tmp_path):
+    """Cancelling at the first step ends the build, through the progress monitor or by ending the worker, and writes no file."""
+    profiles = parse_profiles((), model.inputs, batch=64)
+    with pytest.raises(EngineBuildError, match="cancelled"):
+        build_engine(model, tmp_path / "out" / "a.plan", tensorrt, profiles, key="0" * 64, progress=lambda *_: False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_onnx_is_refused(model, tensorrt, tmp_path):
+    """The parser's own words are in the error, and nothing is written."""
+    import hashlib
+
+    from exporter.artifacts import Digest
+
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(model.path.read_bytes()[:200])
+    broken = dataclasses.replace(model, path=path, digest=Digest(hashlib.sha256(path.read_bytes()).hexdigest()))
+    with pytest.raises(ExporterError) as caught:
+        build_engine(broken, tmp_path / "a.plan", tensorrt, parse_profiles((), model.inputs, batch=1), key="0" * 64)
+    assert caught.value.code == "E501"
+    assert not (tmp_path / "a.plan").exists()
