@@ -75,7 +75,10 @@ def latency_picture(evidence: LatencyEvidence, *, name: str) -> Picture | None:
     """Draw the distributions of the raw samples of candidate and reference with their medians; None without samples."""
     if not evidence.samples_ms or not evidence.reference_samples_ms:
         return None
-    medians = statistics.median(evidence.samples_ms), statistics.median(evidence.reference_samples_ms)
+    medians = (
+        evidence.percentiles_ms.get("p50", statistics.median(evidence.samples_ms)),
+        evidence.reference_percentiles_ms.get("p50", statistics.median(evidence.reference_samples_ms)),
+    )
     limit_ms, beyond = _shown_range(evidence)
     remark = f"; {units.plural(beyond, 'sample')} beyond the right edge, up to {units.milliseconds(_largest(evidence))}" if beyond else ""
     return draw(
