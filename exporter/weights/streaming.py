@@ -42,7 +42,7 @@ def stream_tensor(
         if sums is not None and twin is not None:
             _add(sums, values, twin)
         written = values if planned.dtype == source.dtype else _cast(planned, values, path, allow_nonfinite=allow_nonfinite)
-        target.write(written.data.cast("B") if planned.dtype == source.dtype else written.tobytes())
+        target.write(written.view("u1").data)  # bytes: bfloat16 has no buffer of its own
         advance(written.nbytes)
     if twin is not None:
         twin.finish()

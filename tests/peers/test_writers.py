@@ -1,0 +1,213 @@
+"""Checkpoints written by the training libraries themselves are read without them and baked to their own values."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from exporter.artifacts import Checkpoint
+from exporter.checkpoint import open_checkpoint
+from exporter.config import BakeConfig
+from exporter.errors import LayoutError
+from exporter.tensors import read_tensor
+from exporter.weights import bake, read_layout
+
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    """Return a tensor's bytes in row-major order."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def assert_baked(checkpoint: Checkpoint, output: Path, wanted: dict[str, torch.Tensor], **settings: object) -> None:
+    """Bake, and compare every tensor with ``wanted`` bit for bit."""
+    weights = bake(checkpoint, BakeConfig(**settings), output)
+    baked = open_checkpoint(weights.path).root
+    assert set(baked) == set(wanted)
+    for name, tensor in wanted.items():
+        assert tuple(tensor.shape) == baked[name].shape
+        assert read_tensor(baked[name]).tobytes() == bits(tensor), name
+
+
+def without(library: str, path: Path, repository: Path) -> list[str]:
+    """Read the layout in a process of its own; return which of the libraries were imported."""
+    code = (
+        "import sys; from pathlib import Path; from exporter.checkpoint import open_checkpoint; from exporter.weights import read_layout\n"
+        f"assert read_layout(open_checkpoint(Path({str(path)!r}))).candidates\n"
+        f"print(*[name for name in ('torch', {library!r}) if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository, check=True)
+    return done.stdout.split()
+
+
+def test_timm_checkpoint_saver(tmp_path: Path, repository: Path) -> None:
+    """timm's own saver with ModelEmaV3: layout, model, decay, and the values of its EMA module."""
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    from timm.utils import CheckpointSaver, ModelEmaV3
+
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=4)
+    ema = ModelEmaV3(model, decay=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        model(torch.randn(2, 3, 32, 32)).sum().backward()
+        optimizer.step()
+        ema.update(model)
+    args = argparse.Namespace(model="resnet10t", model_ema_decay=0.9, model_ema_warmup=False)
+    saver = CheckpointSaver(model, optimizer, args=args, model_ema=ema, checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path))
+    saver.save_checkpoint(0, metric=1.0)
+    path = tmp_path / "last.pth.tar"
+    checkpoint = open_checkpoint(path)
+    reading = read_layout(checkpoint)
+    assert (reading.layout, reading.model, reading.candidates[0].decay) == ("timm", "timm:resnet10t", 0.9)
+    assert not checkpoint.calls
+    wanted = dict(ema.module.state_dict())
+    wanted |= {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}
+    assert_baked(checkpoint, tmp_path / "out.safetensors", wanted)
+    assert without("timm", path, repository) == []
+
+
+def test_torchvision_references(tmp_path: Path, repository: Path) -> None:
+    """What references/classification/train.py writes: its ExponentialMovingAverage and its dict, arguments included."""
+    torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
+
+    class ExponentialMovingAverage(torch.optim.swa_utils.AveragedModel):
+        """The class of references/classification/utils.py."""
+
+        def __init__(self, model: nn.Module, decay: float, device: str = "cpu") -> None:
+            super().__init__(model, device, lambda average, value, _: decay * average + (1 - decay) * value, use_buffers=True)
+
+    torch.manual_seed(0)
+    model = torchvision.models.shufflenet_v2_x0_5(num_classes=4)
+    args = argparse.Namespace(model="shufflenet_v2_x0_5", model_ema_decay=0.9, model_ema_steps=32, world_size=1, batch_size=8, epochs=100)
+    used = 1 - min(1.0, (1.0 - args.model_ema_decay) * args.world_size * args.batch_size * args.model_ema_steps / args.epochs)
+    ema = ExponentialMovingAverage(model, used)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+    for _ in range(4):
+        model(torch.randn(2, 3, 32, 32)).sum().backward()
+        optimizer.step()
+        ema.update_parameters(model)
+    content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict(), "epoch": 0, "args": args}
+    path = tmp_path / "checkpoint.pth"
+    torch.save({**content, "model_ema": ema.state_dict()}, path)
+    checkpoint = open_checkpoint(path)
+    reading = read_layout(checkpoint)
+    (candidate,) = reading.candidates
+    assert (reading.layout, reading.model, candidate.updates) == ("torchvision", "torchvision:shufflenet_v2_x0_5", 4)
+    assert candidate.decay == pytest.approx(used)
+    wanted = dict(ema.module.state_dict())
+    wanted |= {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}
+    assert_baked(checkpoint, tmp_path / "out.safetensors", wanted, allow_cold=True)
+    assert without("torchvision", path, repository) == []
+
+
+@pytest.fixture
+def yolo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> object:
+    """A tiny YOLO with its own ModelEMA after some thousand updates; nothing is downloaded."""
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("YOLO_OFFLINE", "true")
+    pytest.importorskip("ultralytics", reason="ultralytics is not installed")
+    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.utils.torch_utils import ModelEMA
+
+    torch.manual_seed(0)
+    model = DetectionModel("yolov8n.yaml", nc=4, verbose=False)
+    ema = ModelEMA(model, updates=5000)
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))
+        ema.update(model)
+    return ema
+
+
+def saved_by_trainer(ema: object, folder: Path) -> Path:
+    """Let ultralytics' own trainer write ``last.pt`` from the state that training leaves in it."""
+    import types
+
+    from ultralytics.engine.trainer import BaseTrainer
+
+    optimizer = torch.optim.SGD(ema.ema.parameters(), lr=0.1, momentum=0.9)
+    trainer = types.SimpleNamespace(
+        epoch=3, best_fitness=0.5, fitness=0.5, ema=ema, optimizer=optimizer, scaler=torch.amp.GradScaler("cpu"), args=types.SimpleNamespace(model="yolov8n.yaml"),
+        metrics={}, save_period=-1, wdir=folder, last=folder / "last.pt", best=folder / "best.pt", csv=folder / "results.csv", read_results_csv=dict,
+        model=ema.ema, stopper=types.SimpleNamespace(best_fitness=0.5, best_epoch=3),
+    )  # fmt: skip
+    BaseTrainer.save_model(trainer)
+    return trainer.last
+
+
+def test_ultralytics_trainer(yolo: object, tmp_path: Path, repository: Path) -> None:
+    """The trainer's file: names and half-precision values of its EMA, read without ultralytics or torch."""
+    path = saved_by_trainer(yolo, tmp_path)
+    checkpoint = open_checkpoint(path)
+    assert not checkpoint.calls
+    reading = read_layout(checkpoint)
+    (candidate,) = reading.candidates
+    assert (reading.layout, reading.model, candidate.updates, candidate.state) == ("ultralytics", "ultralytics:yolov8n.yaml", 5003, "settled")
+    assert "nc=4" in reading.remarks
+    assert_baked(checkpoint, tmp_path / "out.safetensors", copy.deepcopy(yolo.ema).half().state_dict())
+    assert without("ultralytics", path, repository) == []
+
+
+def test_ultralytics_stripped(yolo: object, tmp_path: Path) -> None:
+    """After strip_optimizer the average is `model`: said to be undecidable, and raw gives it."""
+    from ultralytics.utils.torch_utils import strip_optimizer
+
+    path = saved_by_trainer(yolo, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        strip_optimizer(path)
+    checkpoint = open_checkpoint(path)
+    reading = read_layout(checkpoint)
+    assert (reading.layout, reading.candidates) == ("ultralytics", ())
+    assert "already" in reading.raw_remark
+    with pytest.raises(LayoutError, match="has none"):
+        bake(checkpoint, BakeConfig(), tmp_path / "out.safetensors")
+    assert_baked(checkpoint, tmp_path / "out.safetensors", copy.deepcopy(yolo.ema).half().state_dict(), choice="raw")
+
+
+@pytest.mark.parametrize("after_fit", [False, True])
+def test_lightning_weight_averaging_is_refused(after_fit: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a parameter
+    """Lightning's state_dict is the average while it trains: recognised and refused with the reason."""
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+    from torch.utils.data import DataLoader, TensorDataset
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+        def training_step(self, batch: tuple[torch.Tensor], _: int) -> torch.Tensor:
+            return self.net(batch[0]).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    data = DataLoader(TensorDataset(torch.randn(16, 3, generator=torch.Generator().manual_seed(0))), batch_size=4)
+    keeper = ModelCheckpoint(tmp_path, save_last=True, every_n_epochs=1)
+    trainer = Trainer(
+        max_epochs=2, callbacks=[EMAWeightAveraging(decay=0.5), keeper], logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu"
+    )  # fmt: skip
+    trainer.fit(Module(), data)
+    path = tmp_path / "last.ckpt"
+    if after_fit:
+        path = tmp_path / "after.ckpt"
+        trainer.save_checkpoint(path)
+    checkpoint = open_checkpoint(path)
+    reading = read_layout(checkpoint)
+    assert (reading.layout, reading.candidates) == ("lightning", ())
+    with pytest.raises(LayoutError, match="not supported yet"):
+        bake(checkpoint, BakeConfig(), tmp_path / "out.safetensors")
