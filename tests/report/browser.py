@@ -16,6 +16,8 @@ import pytest
 __all__ = ["find_browser", "measure", "photograph"]
 
 _NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_NAMED: Final = os.environ.get("EXPORTER_BROWSER", "")
+"""Read on import: while a test runs, settings of the shell are hidden."""
 _FLAGS: Final = (
     "--headless",
     "--no-sandbox",
@@ -61,8 +63,7 @@ frame.onload = () => {{
 
 def find_browser() -> str:
     """Return the browser's path; without one, skip the test, or fail it where EXPORTER_REQUIRE_BROWSER is 1."""
-    named = os.environ.get("EXPORTER_BROWSER", "")
-    for name in (named, *_NAMES):
+    for name in (_NAMED, *_NAMES):
         path = shutil.which(name) if name else None
         if path:
             return path
