@@ -15,7 +15,9 @@ WriteZip = Callable[..., Path]
 def write_zip(tmp_path: Path) -> WriteZip:
     """Write a zip file with ``data.pkl`` and storages as torch lays them out; ``extra`` members go in as they are."""
 
-    def write(pickled: bytes, *, storages: Mapping[str, bytes] | None = None, extra: Mapping[str, bytes] | None = None, name: str = "made.pt") -> Path:
+    def write(
+        pickled: bytes, *, storages: Mapping[str, bytes] | None = None, extra: Mapping[str, bytes] | None = None, name: str = "made.pt"
+    ) -> Path:
         path = tmp_path / name
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr("archive/data.pkl", pickled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import struct
 from collections.abc import Callable
@@ -50,10 +51,16 @@ FORMS: dict[str, Payload] = {
     ),
     "newobj function": lambda cmd: (
         PROTO2
-        + call(named("copyreg", "__newobj__"), named("builtins", "bytes"), call(named("copyreg", "__newobj__"), named("builtins", "map"), SYSTEM, b"(" + text(cmd) + b"l"))
+        + call(
+            named("copyreg", "__newobj__"),
+            named("builtins", "bytes"),
+            call(named("copyreg", "__newobj__"), named("builtins", "map"), SYSTEM, b"(" + text(cmd) + b"l"),
+        )
         + b"."
     ),
-    "newobj_ex": lambda cmd: PROTO4 + named("builtins", "bytes") + b"(" + named("builtins", "map") + b"(" + SYSTEM + b"(" + text(cmd) + b"lt}\x92t}\x92.",
+    "newobj_ex": lambda cmd: (
+        PROTO4 + named("builtins", "bytes") + b"(" + named("builtins", "map") + b"(" + SYSTEM + b"(" + text(cmd) + b"lt}\x92t}\x92."
+    ),
     "build twice": lambda cmd: PROTO2 + named("argparse", "Namespace") + b")\x81}" + text("__setstate__") + SYSTEM + b"sb" + text(cmd) + b"b.",
     "getattr chain": lambda cmd: (
         PROTO2 + call(call(named("builtins", "getattr"), call(named("builtins", "__import__"), text("os")), text("system")), text(cmd)) + b"."
@@ -71,9 +78,7 @@ FORMS: dict[str, Payload] = {
         PROTO2 + call(named("torch._tensor", "_rebuild_from_type_v2"), SYSTEM, named("torch", "Tensor"), b"(" + text(cmd) + b"t", b"}") + b"."
     ),
     "in a parameter": lambda cmd: PROTO2 + call(named("torch._utils", "_rebuild_parameter"), call(SYSTEM, text(cmd)), b"\x88", b"}") + b".",
-    "nested pickle": lambda cmd: (
-        b"\x80\x04" + call(named("pickle", "loads"), b"C" + bytes([len(inner := FORMS["reduce"](cmd))]) + inner) + b"."
-    ),
+    "nested pickle": lambda cmd: b"\x80\x04" + call(named("pickle", "loads"), b"C" + bytes([len(inner := FORMS["reduce"](cmd))]) + inner) + b".",
     "nested torch file": lambda cmd: b"\x80\x04" + call(named("torch.storage", "_load_from_bytes"), b"C\x02xx") + call(SYSTEM, text(cmd)) + b"0.",
     "code object": lambda cmd: PROTO2 + call(named("builtins", "exec"), text(f"import os; os.system({cmd!r})")) + b".",
 }
@@ -114,10 +119,8 @@ def test_payload_never_runs_and_is_seen(form: str, canary: Path, write_zip, tmp_
 @pytest.mark.parametrize("form", sorted(set(FORMS) - INERT_IN_PICKLE))
 def test_payload_is_real(form: str, canary: Path) -> None:
     """The same bytes given to Python's own pickle do create the canary: the test above can fail."""
-    try:
+    with contextlib.suppress(TypeError, ValueError, AttributeError, pickle.UnpicklingError):  # raised after the payload ran
         pickle.loads(FORMS[form](f"touch {canary}"))
-    except (TypeError, ValueError, AttributeError, pickle.UnpicklingError):
-        pass  # after the payload ran
     assert canary.exists()
 
 
@@ -126,7 +129,9 @@ def test_payload_is_real(form: str, canary: Path) -> None:
     [
         pytest.param(PROTO2 + named("sys", "modules") + text("os") + text("x") + b"s.", "sys.modules.__setitem__", id="item set on a global"),
         pytest.param(PROTO2 + named("sys", "path") + text("/tmp") + b"a.", "sys.path.extend", id="value appended to a global"),
-        pytest.param(PROTO2 + named("torch", "Tensor") + b"}" + text("add") + text("x") + b"sb.", "torch.Tensor.__setstate__", id="state set on a global"),
+        pytest.param(
+            PROTO2 + named("torch", "Tensor") + b"}" + text("add") + text("x") + b"sb.", "torch.Tensor.__setstate__", id="state set on a global"
+        ),
         pytest.param(PROTO2 + b"\x82\x07)R.", "copyreg extension.7", id="extension code"),
     ],
 )

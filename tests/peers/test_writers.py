@@ -139,10 +139,23 @@ def saved_by_trainer(ema: object, folder: Path) -> Path:
 
     optimizer = torch.optim.SGD(ema.ema.parameters(), lr=0.1, momentum=0.9)
     trainer = types.SimpleNamespace(
-        epoch=3, best_fitness=0.5, fitness=0.5, ema=ema, optimizer=optimizer, scaler=torch.amp.GradScaler("cpu"), args=types.SimpleNamespace(model="yolov8n.yaml"),
-        metrics={}, save_period=-1, wdir=folder, last=folder / "last.pt", best=folder / "best.pt", csv=folder / "results.csv", read_results_csv=dict,
-        model=ema.ema, stopper=types.SimpleNamespace(best_fitness=0.5, best_epoch=3),
-    )  # fmt: skip
+        epoch=3,
+        best_fitness=0.5,
+        fitness=0.5,
+        ema=ema,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler("cpu"),
+        args=types.SimpleNamespace(model="yolov8n.yaml"),
+        metrics={},
+        save_period=-1,
+        wdir=folder,
+        last=folder / "last.pt",
+        best=folder / "best.pt",
+        csv=folder / "results.csv",
+        read_results_csv=dict,
+        model=ema.ema,
+        stopper=types.SimpleNamespace(best_fitness=0.5, best_epoch=3),
+    )
     BaseTrainer.save_model(trainer)
     return trainer.last
 
@@ -178,7 +191,7 @@ def test_ultralytics_stripped(yolo: object, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after_fit", [False, True])
-def test_lightning_weight_averaging_is_refused(after_fit: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a parameter
+def test_lightning_weight_averaging_is_refused(after_fit: bool, tmp_path: Path) -> None:
     """Lightning's state_dict is the average while it trains: recognised and refused with the reason."""
     pytest.importorskip("lightning", reason="lightning is not installed")
     from lightning.pytorch import LightningModule, Trainer
@@ -199,8 +212,13 @@ def test_lightning_weight_averaging_is_refused(after_fit: bool, tmp_path: Path) 
     data = DataLoader(TensorDataset(torch.randn(16, 3, generator=torch.Generator().manual_seed(0))), batch_size=4)
     keeper = ModelCheckpoint(tmp_path, save_last=True, every_n_epochs=1)
     trainer = Trainer(
-        max_epochs=2, callbacks=[EMAWeightAveraging(decay=0.5), keeper], logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu"
-    )  # fmt: skip
+        max_epochs=2,
+        callbacks=[EMAWeightAveraging(decay=0.5), keeper],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
     trainer.fit(Module(), data)
     path = tmp_path / "last.ckpt"
     if after_fit:

@@ -98,7 +98,9 @@ def test_tensor_with_attributes_and_lazy_views(tmp_path: Path) -> None:
 
 def test_integers_are_read_without_numpy(tmp_path: Path) -> None:
     """Counters of every integer dtype, with their sign; anything else is None."""
-    values = {f"{dtype}": torch.tensor(-3 if not str(dtype).startswith("torch.u") else 3, dtype=dtype) for dtype in (torch.int64, torch.int32, torch.uint8)}
+    values = {
+        f"{dtype}": torch.tensor(-3 if not str(dtype).startswith("torch.u") else 3, dtype=dtype) for dtype in (torch.int64, torch.int32, torch.uint8)
+    }
     root = saved(tmp_path, {**values, "f": torch.tensor(1.0), "many": torch.arange(3)})
     assert [read_integer(root[name]) for name in root] == [-3, -3, 3, None, None]
 
@@ -147,7 +149,8 @@ def test_views_outside_their_storage_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "strides", "count"), [((), (), 1), ((3,), (1,), 3), ((2, 3), (3, 1), 6), ((2, 3), (1, 2), 6), ((0, 5), (5, 1), 0), ((4, 5), (0, 0), 1), ((2,), (7,), 8)]
+    ("shape", "strides", "count"),
+    [((), (), 1), ((3,), (1,), 3), ((2, 3), (3, 1), 6), ((2, 3), (1, 2), 6), ((0, 5), (5, 1), 0), ((4, 5), (0, 0), 1), ((2,), (7,), 8)],
 )
 def test_spanned_elements(shape: tuple[int, ...], strides: tuple[int, ...], count: int) -> None:
     """A view spans from its first element to its last."""

@@ -96,7 +96,9 @@ def test_files_of_the_library_are_read(tmp_path: Path) -> None:
 
 
 NAMES = st.text(st.characters(exclude_categories=("C",)), min_size=1, max_size=12)
-SPECS = st.dictionaries(NAMES, st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(["float32", "float16", "int64", "uint8", "bool"])), max_size=8)
+SPECS = st.dictionaries(
+    NAMES, st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(["float32", "float16", "int64", "uint8", "bool"])), max_size=8
+)
 
 
 @given(content=SPECS)

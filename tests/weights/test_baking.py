@@ -298,7 +298,15 @@ def test_half_average_beside_float_raw(model: nn.Module, other_model: nn.Module,
 def test_views_and_tied_tensors(baked: Baked) -> None:
     """Strided views are written row-major; tied tensors under both names; large ones over many chunks."""
     base = torch.randn(700, 801, generator=torch.Generator().manual_seed(5))
-    content = {"t": base.t(), "s": base[3:, ::7], "tied": base, "again": base, "last": base.reshape(-1)[-3:], "expanded": torch.ones(1).expand(5), "none": base[:0]}
+    content = {
+        "t": base.t(),
+        "s": base[3:, ::7],
+        "tied": base,
+        "again": base,
+        "last": base.reshape(-1)[-3:],
+        "expanded": torch.ones(1).expand(5),
+        "none": base[:0],
+    }
     weights, _ = baked(content, choice="raw")
     loaded = load_file(weights.path)
     for name, tensor in content.items():

@@ -37,7 +37,7 @@ def test_timm(model: nn.Module, other_model: nn.Module, read: Read) -> None:
 
 @pytest.mark.parametrize("key", ["model_ema", "ema", "swa_model", "anything"])
 @pytest.mark.parametrize("use_buffers", [False, True])
-def test_torch_averaged_model(key: str, use_buffers: bool, model: nn.Module, other_model: nn.Module, read: Read) -> None:  # noqa: FBT001 - a parameter
+def test_torch_averaged_model(key: str, use_buffers: bool, model: nn.Module, other_model: nn.Module, read: Read) -> None:
     """module. and n_averaged under any key; the number of updates is read, the decay is not in the file."""
     reading = read({"model": model.state_dict(), key: averaged(model, other_model, use_buffers=use_buffers).state_dict()})
     assert (reading.layout, reading.raw_at) == ("torch-averaged-model", "model")
@@ -153,7 +153,12 @@ def test_optimizer_slots_are_never_weights(model: nn.Module, read: Read) -> None
 
 def test_several_averages_are_all_listed(model: nn.Module, other_model: nn.Module, read: Read) -> None:
     """Averages of different layouts in one file are candidates side by side."""
-    content = {"model": model.state_dict(), "ema": other_model.state_dict(), "swa": averaged(model, other_model).state_dict(), "shadow": other_model.state_dict()}
+    content = {
+        "model": model.state_dict(),
+        "ema": other_model.state_dict(),
+        "swa": averaged(model, other_model).state_dict(),
+        "shadow": other_model.state_dict(),
+    }
     assert {c.name for c in read(content).candidates} == {"ema", "swa", "shadow"}
 
 
@@ -164,8 +169,13 @@ REFUSED = {
     "mmengine": {"state_dict": W, "ema_state_dict": {"module.a.weight": torch.ones(2), "steps": torch.tensor(3)}, "message_hub": {}, "meta": {}},
     "mmcv": {"meta": {"epoch": 1}, "state_dict": {**W, "ema_a_weight": torch.zeros(2)}},
     "composer": {"state": {"model": W, "algorithms": [("EMA", {"ema_model": {}, "ema_weights_active": True})]}, "rng": []},
-    "latent-diffusion": {"state_dict": {**W, "model_ema.decay": torch.tensor(0.99), "model_ema.num_updates": torch.tensor(3), "model_ema.aweight": torch.ones(2)}},
-    "ema-pytorch": {"model": W, "ema": {"online_model.a.weight": torch.ones(2), "ema_model.a.weight": torch.ones(2), "initted": torch.tensor(True), "step": torch.tensor(3)}},
+    "latent-diffusion": {
+        "state_dict": {**W, "model_ema.decay": torch.tensor(0.99), "model_ema.num_updates": torch.tensor(3), "model_ema.aweight": torch.ones(2)}
+    },
+    "ema-pytorch": {
+        "model": W,
+        "ema": {"online_model.a.weight": torch.ones(2), "ema_model.a.weight": torch.ones(2), "initted": torch.tensor(True), "step": torch.tensor(3)},
+    },
     "shadow-params": {"model": W, "ema": {"decay": 0.99, "num_updates": 3, "shadow_params": [torch.ones(2)]}},
     "schedule-free": {"model": W, "optimizer": {"state": {}, "param_groups": [{"train_mode": True, "params": [0]}]}},
 }
@@ -176,7 +186,7 @@ REFUSED = {
 def test_treacherous_layouts_are_recognised_and_refused(case: str, choice: str, read: Read, baked: Callable[..., object]) -> None:
     """The label is not believed: no candidate is offered, looking says why, and baking is refused either way."""
     reading = read(REFUSED[case])
-    assert reading.layout == case.split()[0]
+    assert reading.layout == case.split(maxsplit=1)[0]
     assert reading.candidates == ()
     assert any(remark.startswith("not baked") for remark in reading.remarks)
     with pytest.raises(LayoutError, match="not supported yet") as refused:
