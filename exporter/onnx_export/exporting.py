@@ -56,7 +56,7 @@ def export_onnx(graph: Graph, path: Path, config: OnnxConfig, *, key: str) -> On
     name_axes_(model, graph.inputs)
     if not config.dynamic_batch:
         fix_batch_(model)
-    tidy_(model)
+    tidy_(model, inputs=[spec.name for spec in graph.inputs], outputs=[spec.name for spec in graph.outputs])
     provenance = _provenance(graph, config)
     _label_(model, graph, provenance)
     check_against_graph(model, graph, opset=config.opset)

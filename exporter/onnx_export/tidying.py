@@ -9,6 +9,7 @@ names and metadata     each node keeps the name of its module as ``exporter.modu
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -21,8 +22,8 @@ __all__ = ["tidy_"]
 _BIAS_POSITION = {"Conv": 2, "ConvTranspose": 2}
 
 
-def tidy_(model: ir.Model) -> None:
-    """Run all passes over ``model``, in place."""
+def tidy_(model: ir.Model, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Run all passes over ``model``, in place, and call its inputs and outputs as told."""
     common.InlinePass()(model)
     _drop_computed_zero_biases_(model)
     optimizer.fold_constants(model, should_fold=lambda node: False if node.op_type == "BatchNormalization" else None)
@@ -40,10 +41,13 @@ def tidy_(model: ir.Model) -> None:
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
         common.OutputFixPass(),
-        common.NameFixPass(),
         common.TopologicalSortPass(),
     ):
         step(model)
+    for values, names in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):  # an input that is also an output got a new name
+        for value, name in zip(values, names, strict=True):
+            value.name = name
+    common.NameFixPass()(model)
 
 
 def _drop_computed_zero_biases_(model: ir.Model) -> None:

@@ -1,0 +1,70 @@
+"""Real networks of the libraries: whatever is folded is exact, whatever is not has its reason, none is wrong.
+
+The networks run at small resolution with random weights and the BatchNorm statistics of a trained network.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from exporter.artifacts import Provenance, RefusalReason
+from exporter.config import FoldConfig, InputConfig, ModelConfig
+from exporter.factories import build_model, example_inputs
+from exporter.graph import fold, fold_error_in_float64, trace
+
+pytestmark = [pytest.mark.peers, pytest.mark.slow]
+
+BOUND = 1e-10
+NOT_LINEAR, OTHER, UNTRACKED = RefusalReason.NOT_LINEAR, RefusalReason.OTHER_CONSUMER, RefusalReason.NO_RUNNING_STATISTICS
+ZOO = [
+    # factory, arguments, side of the image, BatchNorms, folded, reasons of the others
+    ("timm:resnet18", {}, 64, 20, 20, set()),
+    ("timm:mobilenetv3_small_050", {}, 64, 34, 34, set()),
+    ("timm:tf_efficientnet_b0", {}, 64, 49, 49, set()),
+    ("timm:regnety_002", {}, 64, None, None, set()),
+    ("timm:repvgg_a0", {}, 64, 61, 44, {NOT_LINEAR}),
+    ("timm:levit_128s", {}, 224, 52, 4, {NOT_LINEAR}),
+    ("timm:coatnet_bn_0_rw_224", {}, 224, 35, 6, {NOT_LINEAR, OTHER}),
+    ("timm:nf_resnet26", {}, 64, 29, 0, {UNTRACKED}),
+    ("torchvision:resnet50", {}, 64, 53, 53, set()),
+    ("torchvision:densenet121", {}, 64, 121, 59, {NOT_LINEAR}),
+    ("torchvision:googlenet", {"init_weights": False}, 96, 57, 57, set()),
+    ("torchvision:vgg11_bn", {}, 224, 8, 8, set()),
+    ("torchvision:deeplabv3_mobilenet_v3_large", {}, 64, None, None, set()),
+    ("ultralytics:yolov8n.yaml", {}, 64, 57, 57, set()),
+]
+
+
+def with_statistics(network: nn.Module) -> nn.Module:
+    """Give every BatchNorm the statistics of training: some gamma negative, some near zero, variances around one."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for norm in network.modules():
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+                size = norm.num_features
+                norm.running_mean.copy_(0.1 * torch.randn(size, generator=generator))
+                norm.running_var.copy_(0.5 + torch.rand(size, generator=generator))
+                if norm.weight is not None:
+                    gamma = 0.6 + 0.8 * torch.rand(size, generator=generator)
+                    chance = torch.rand(size, generator=generator)
+                    gamma[chance < 0.12] *= -1
+                    gamma[chance > 0.94] *= 1e-6
+                    norm.weight.copy_(gamma)
+                    norm.bias.copy_(0.1 * torch.randn(size, generator=generator))
+    return network
+
+
+@pytest.mark.parametrize(("factory", "arguments", "side", "num", "num_folded", "reasons"), ZOO, ids=[row[0] for row in ZOO])
+def test_network_is_the_same_function_after_the_fold(factory, arguments, side, num, num_folded, reasons, tmp_path):
+    """In float64 folded and unfolded agree to 1e-10; the numbers of folds and the reasons are the expected ones."""
+    config = ModelConfig(factory=factory, arguments=arguments, inputs=(InputConfig(name="image", shape=(2, 3, side, side)),))
+    network = with_statistics(build_model(config, base=tmp_path))
+    graph = fold(trace(network, example_inputs(config, None)), FoldConfig(), provenance=Provenance("graph"))
+    assert len(graph.folded) == (graph.num_batch_norms if num_folded is None else num_folded)
+    assert num is None or graph.num_batch_norms == num
+    assert {refusal.reason for refusal in graph.refusals} == reasons
+    assert all(refusal.culprits or refusal.detail for refusal in graph.refusals)
+    x = torch.rand((3, 3, side, side), generator=torch.Generator().manual_seed(1))
+    assert fold_error_in_float64(graph.unfused, (x,), FoldConfig()) <= BOUND
