@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from exporter.config import ModelConfig
-from exporter.errors import ArtifactError, ConfigError, ExportError, ExporterError, MissingLibrary
+from exporter.errors import ArtifactError, ConfigError, ExporterError, ExportError, MissingLibrary
 from exporter.factories import build_model
 
 NETWORK = """
@@ -117,7 +117,9 @@ def test_exception_of_a_factory_is_chained_with_its_line(folder):
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-@pytest.mark.parametrize(("source", "words"), [("def broken(:\n", "SyntaxError"), ("import no_such_thing\n", "no_such_thing"), ("1 / 0\n", "ZeroDivisionError")])
+@pytest.mark.parametrize(
+    ("source", "words"), [("def broken(:\n", "SyntaxError"), ("import no_such_thing\n", "no_such_thing"), ("1 / 0\n", "ZeroDivisionError")]
+)
 def test_file_that_cannot_be_run(folder, source, words):
     """A syntax error, a missing import and an exception at import are told apart, with the line."""
     (folder / "broken.py").write_text(source)

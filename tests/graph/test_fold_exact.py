@@ -77,7 +77,12 @@ def test_addmm_scales_the_columns_of_its_weight():
 
 def test_batch_norm_behind_a_folded_batch_norm_is_folded_as_well():
     """conv -> bn -> bn -> bn: all three end up in the convolution, none is erased; the weight is rounded once."""
-    network = Sequence(conv=nn.Conv2d(3, 4, 3, bias=False), a=trained(nn.BatchNorm2d(4), seed=1), b=trained(nn.BatchNorm2d(4), seed=2), c=trained(nn.BatchNorm2d(4), seed=3))
+    network = Sequence(
+        conv=nn.Conv2d(3, 4, 3, bias=False),
+        a=trained(nn.BatchNorm2d(4), seed=1),
+        b=trained(nn.BatchNorm2d(4), seed=2),
+        c=trained(nn.BatchNorm2d(4), seed=3),
+    )
     graph = folded(network)
     assert [(fold.batch_norm, fold.producer) for fold in graph.folded] == [("a", "conv"), ("b", "conv"), ("c", "conv")]
     assert error_in_float64(graph) <= BOUND

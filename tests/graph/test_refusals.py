@@ -169,7 +169,12 @@ CASES = {
     "behind a relu": (Sequence(conv=nn.Conv2d(3, 4, 3), relu=nn.ReLU(), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "relu"),
     "behind a functional relu": (Sequence(conv=nn.Conv2d(3, 4, 3), act=nn.Hardtanh(), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "hardtanh"),
     "behind a max pool": (Sequence(conv=nn.Conv2d(3, 4, 3), pool=nn.MaxPool2d(2), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "pool"),
-    "behind a padded average pool": (Sequence(conv=nn.Conv2d(3, 4, 3), pool=nn.AvgPool2d(3, 1, 1), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "pool"),
+    "behind a padded average pool": (
+        Sequence(conv=nn.Conv2d(3, 4, 3), pool=nn.AvgPool2d(3, 1, 1), bn=bn()),
+        IMAGE,
+        {"bn": REASON.NOT_LINEAR},
+        "pool",
+    ),
     "behind zero padding": (Sequence(conv=nn.Conv2d(3, 4, 3), pad=nn.ZeroPad2d(1), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "pad"),
     "behind a dropout": (Sequence(conv=nn.Conv2d(3, 4, 3), drop=nn.Dropout(), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "drop"),
     "behind a transposed convolution": (Sequence(conv=nn.ConvTranspose2d(3, 4, 3), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "conv"),
@@ -177,7 +182,12 @@ CASES = {
     "behind a sum": (AddThenNorm(), IMAGE, {"bn": REASON.NOT_LINEAR}, "add"),
     "conv subclass that scales": (Sequence(conv=ScaledConv(3, 4, 3), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "mul"),
     "bn behind a shared folded bn": (NormBetweenTwoUsers(), IMAGE, {"b": REASON.OTHER_CONSUMER}, "relu"),
-    "computed weight": (Sequence(conv=nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), bn=bn()), IMAGE, {"bn": REASON.NOT_CONSTANT}, "weight_norm"),
+    "computed weight": (
+        Sequence(conv=nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), bn=bn()),
+        IMAGE,
+        {"bn": REASON.NOT_CONSTANT},
+        "weight_norm",
+    ),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import collections
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -36,17 +36,21 @@ def test_configured_axes_are_dynamic():
     assert traced.program.module()(torch.zeros(1, 3, 20, 12)).shape == (1, 4, 20, 12)
 
 
+class Pair(NamedTuple):
+    difference: Tensor
+    product: Tensor
+
+
 class TwoInputs(nn.Module):
     def forward(self, left: Tensor, right: Tensor, scale: float = 1.0) -> dict[str, object]:
-        pair = collections.namedtuple("Pair", ["first", "second"])
-        return {"sum": left + right * scale, "rest": (left * 2, right), "pair": pair(left, right) if False else (left - right,)}
+        return {"sum": left + right * scale, "rest": (left * 2, right), "pair": Pair(left - right, left * right)}
 
 
 def test_inputs_are_matched_by_name_and_outputs_named_by_keys():
     """Inputs are put in the order of ``forward``; keys of dictionaries are the names of outputs, nested ones joined."""
     traced = trace(TwoInputs().eval(), (image("right", (2, 3)), image("left", (2, 3))))
     assert [spec.name for spec in traced.inputs] == ["left", "right"]
-    assert [spec.name for spec in traced.outputs] == ["sum", "rest.0", "rest.1", "pair.0"]
+    assert [spec.name for spec in traced.outputs] == ["sum", "rest.0", "rest.1", "pair.difference", "pair.product"]
 
 
 class Plain(nn.Module):

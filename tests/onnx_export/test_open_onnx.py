@@ -78,6 +78,10 @@ def test_special_files_are_not_opened(tmp_path):
             open_onnx(path)
 
 
+PLACES = ["absolute", "parent", "nested parent", "symbolic link", "linked folder", "hard link", "missing", "folder"]
+PLACES += ["the model itself", "memory address", "empty", "control character"]
+
+
 def hostile_external(folder):
     outside = folder.parent / "secret.bin"
     outside.write_bytes(bytes(12))
@@ -102,13 +106,7 @@ def hostile_external(folder):
     }
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "absolute", "parent", "nested parent", "symbolic link", "linked folder", "hard link", "missing", "folder", "the model itself", "memory address", "empty",
-        "control character",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("case", PLACES)
 def test_external_data_in_forbidden_places(tmp_path, case):
     """External data have to be a regular file of one name inside the model's folder."""
     folder = tmp_path / "in"

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from exporter.config import ModelConfig
-from exporter.errors import ConfigError, ExportError, ExporterError
+from exporter.errors import ConfigError, ExporterError, ExportError
 from exporter.factories import build_model, model_identity
 
 pytestmark = pytest.mark.peers
@@ -36,7 +36,11 @@ def test_model_of_a_library(factory, arguments, library, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("factory", "kind", "near"),
-    [("timm:resnet81", ConfigError, "resnet18"), ("torchvision:resnet81", ConfigError, "resnet18"), ("ultralytics:yolov8x-nothing.yml", ExportError, "")],
+    [
+        ("timm:resnet81", ConfigError, "resnet18"),
+        ("torchvision:resnet81", ConfigError, "resnet18"),
+        ("ultralytics:yolov8x-nothing.yml", ExportError, ""),
+    ],
 )
 def test_unknown_model_names_the_near_misses(factory, kind, near, tmp_path):
     """A misspelt model is refused with what was perhaps meant."""
