@@ -69,7 +69,7 @@ def rebuilt_program(
 
 
 def _renamed(argument: Any, renamed: Mapping[str, str]) -> Any:  # noqa: ANN401 - one of torch's kinds of arguments
-    name = getattr(argument, "name", None)
+    name = str(getattr(argument, "name", ""))
     return dataclasses.replace(argument, name=renamed[name]) if name in renamed else argument
 
 
