@@ -31,6 +31,7 @@ class Scores(nn.Module):
 
 
 def measure(config=MetricConfig(), samples=SAMPLES, base=None, **modules):  # noqa: B008
+    """Measure modules by name."""
     modules = modules or {"ema": Scores(), "fused": Scores()}
     runners = {name: TorchRunner(name, module, INPUTS, ("scores",)).__enter__() for name, module in modules.items()}
     return measure_metric(runners, samples, config, reference="ema", base=base)

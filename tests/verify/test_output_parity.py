@@ -26,6 +26,7 @@ OTHER_NOISE = 1e-7 * RNG.standard_normal((6, 10))
 
 
 def judge(candidate, reference=REFERENCE, own=None, *, precision="float32", tolerance=DEFAULTS["float32"], typical=OutputScale(), batch=6):  # noqa: B008
+    """Judge one batch."""
     own = (reference + NOISE if own is None else own).astype(reference.dtype if reference.dtype.kind in "iub" else np.float32)
     return judge_output("y", [reference], [own], [candidate], batch=batch, precision=precision, tolerance=tolerance, typical=typical)
 

@@ -7,45 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from bench.race_power import ROUNDS, gate, simulate
 from exporter.artifacts import Outcome
 from exporter.verify.race_statistics import LOOKS, RatioInterval, bootstrap_interval, decide, percentiles_ms, trimmed_interval
 
 REPETITIONS = 3000
-CALLS = 12
-ROUNDS = 20
-
-
-def simulate(rng, repetitions, rounds, *, ratio=1.0, drift=0.0, disturbed=0.0):
-    """Return log ratios of rounds, shape ``(repetitions, rounds)``, of two contestants that share a noisy machine.
-
-    Calls have AR(1) noise (rho 0.7, sd 0.4 %), 1 % of them an outlier of 30 % on average; the machine slows down by
-    ``drift`` over the race; a block is ``disturbed`` as a whole with that probability, by 20 % on average.
-    """
-    blocks = 2 * rounds
-    log_times = np.empty((repetitions, blocks, CALLS))
-    state = rng.standard_normal(repetitions) * 0.004
-    for block in range(blocks):
-        for call in range(CALLS):
-            state = 0.7 * state + rng.standard_normal(repetitions) * 0.004 * math.sqrt(1 - 0.49)
-            log_times[:, block, call] = state
-    log_times += np.linspace(0, math.log1p(drift), blocks)[None, :, None]
-    log_times += (rng.random(log_times.shape) < 0.01) * rng.exponential(0.3, log_times.shape)
-    log_times += ((rng.random((repetitions, blocks)) < disturbed) * rng.exponential(0.2, (repetitions, blocks)))[:, :, None]
-    medians = np.median(log_times, axis=2)
-    first, second = medians[:, 0::2], medians[:, 1::2]
-    pair_starts = np.repeat(rng.random((repetitions, (rounds + 1) // 2)) < 0.5, 2, axis=1)[:, :rounds]
-    swapped = pair_starts ^ (np.arange(rounds) % 2 == 1)
-    return np.where(swapped, first - second, second - first) + math.log(ratio)
-
-
-def gate(log_ratios, *, limit, false_alarm_rate):
-    """Return the outcome of a whole race: up to three looks at R, 2 R and 4 R rounds."""
-    outcome = Outcome.INCONCLUSIVE
-    for look in range(LOOKS):
-        outcome = decide(trimmed_interval(log_ratios[: ROUNDS * 2**look], false_alarm_rate / LOOKS), limit)
-        if outcome is not Outcome.INCONCLUSIVE:
-            break
-    return outcome
 
 
 def outcomes(seed, *, limit, false_alarm_rate, repetitions=REPETITIONS, **noise):
@@ -80,10 +46,18 @@ def test_candidate_of_twice_the_time_always_fails():
 def test_interval_is_students_on_rounds_without_outliers():
     """With nothing to trim (four rounds) the bounds are the textbook's t interval."""
     values = np.array([0.01, 0.03, 0.02, 0.06])
-    interval = trimmed_interval(values, 0.025)
+    interval = trimmed_interval(values, 0.05)  # at half the rate
     reach = 3.182446305284263 * values.std(ddof=1) / 2
     assert interval.estimate == pytest.approx(0.03)
     assert (interval.low, interval.high) == pytest.approx((0.03 - reach, 0.03 + reach))
+
+
+@pytest.mark.parametrize("rounds", [8, 20, 80])
+def test_bound_errs_no_more_often_than_stated_far_out_in_the_tail(rounds):
+    """1 in 1000 means 1 in 1000: 60 000 samples of normal rounds, within three standard errors, either side counted."""
+    rows = np.random.default_rng(21).standard_normal((30_000, rounds))
+    wrong = sum((interval.low > 0) + (interval.high < 0) for interval in (trimmed_interval(row, 0.001) for row in rows))
+    assert wrong <= 60 + 3 * math.sqrt(60)
 
 
 def test_a_few_wild_rounds_do_not_move_the_interval_much():
@@ -115,7 +89,7 @@ def test_bootstrap_agrees_roughly_and_is_seeded():
     t = trimmed_interval(rounds, 0.01)
     assert first == second
     assert first.estimate == pytest.approx(t.estimate)
-    assert (first.high - first.low) == pytest.approx(t.high - t.low, rel=0.3)
+    assert (first.high - first.low) == pytest.approx(t.high - t.low, rel=0.4)
 
 
 def test_p99_needs_662_samples():
