@@ -6,14 +6,15 @@ needed. The digest of the checkpoint is taken in a thread beside.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from exporter import __version__
 from exporter.artifacts import BakeSummary, Checkpoint, Digest, EmaCandidate, Provenance, Weights
-from exporter.errors import LayoutError
+from exporter.errors import CheckpointError, LayoutError
 from exporter.files import atomic_write, digest_of_file
 from exporter.tensors import DTYPES, TensorReader, header_bytes
 from exporter.tensors.dtypes import SHORT_NAMES
@@ -71,8 +72,8 @@ def bake(
     else:
         plan = plan_raw(checkpoint, choose_raw(checkpoint, match), config)
     lineage = _lineage(checkpoint, match.layout, candidate)
-    with ThreadPoolExecutor(1) as beside, atomic_write(output) as file:
-        pending = beside.submit(digest_of_file, checkpoint.path) if checkpoint_digest is None else None
+    pending = _digest_beside(checkpoint.path) if checkpoint_digest is None else None
+    with atomic_write(output) as file:
         file.write(header_bytes(plan.specs, _metadata(lineage, _BLANK)))
         sums = _write_tensors(checkpoint, plan, config, file, progress)
         digest = pending.result() if pending is not None else checkpoint_digest or _BLANK
@@ -119,6 +120,21 @@ def _write_tensors(
             if sums is not None:
                 drifts[planned.name] = sums
     return drifts
+
+
+def _digest_beside(path: Path) -> Future[Digest]:
+    """Take the file's digest in a thread that nobody waits for where baking is refused or interrupted."""
+    pending: Future[Digest] = Future()
+
+    def run() -> None:
+        try:
+            pending.set_result(digest_of_file(path))
+        except OSError as err:
+            facts = {"file": path, "found": err.strerror or err}
+            pending.set_exception(CheckpointError("E103", "the checkpoint cannot be read", facts=facts))
+
+    threading.Thread(target=run, name="digest", daemon=True).start()
+    return pending
 
 
 def _total(drifts: Mapping[str, DriftSums]) -> float | None:
