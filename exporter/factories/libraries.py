@@ -99,7 +99,7 @@ def _from_ultralytics(reference: FactoryReference, arguments: dict[str, Any]) ->
         task = tasks.guess_model_task(tasks.yaml_model_load(reference.name))
     if task not in kinds:
         raise ExportError(
-            "E304", f"ultralytics models of task {task} are not supported", facts={"factory": reference.text, "expected": ", ".join(kinds)}
+            "E310", f"ultralytics models of task {task} are not supported", facts={"factory": reference.text, "expected": ", ".join(kinds)}
         )
     return getattr(tasks, kinds[task]), {"cfg": reference.name, "verbose": False, **arguments}
 
