@@ -86,9 +86,8 @@ def main() -> None:
             cpu_s = min(run["seconds"]["bake cpu"] for run in runs)
             peak = max(run["peak_mib"] for run in runs)
             written_mb = (folder / "out.safetensors").stat().st_size / 1e6
-            print(
-                f"bake {choice}       {bake_s:.2f} s = {bake_s / copy_s:.2f} x cp ({cpu_s:.2f} s of processor time); {written_mb:.0f} MB written; peak memory {peak:.0f} MiB"
-            )
+            print(f"bake {choice}       {bake_s:.2f} s = {bake_s / copy_s:.2f} x cp ({cpu_s:.2f} s of processor time)")
+            print(f"               {written_mb:.0f} MB written; peak memory {peak:.0f} MiB")
         look = min(measured(checkpoint)["seconds"]["open and read layout"] for _ in range(REPEATS))
         print(f"large          open + layout {1e3 * look:.1f} ms")
 
