@@ -80,14 +80,12 @@ def _objection_to_producer(graph: AbstractGraph, affine: Operator) -> Refusal | 
     data, producer = graph.values[role.data], graph.producer_of(role.data)
     before = producer.label if producer is not None else data.label
     if producer is None or not isinstance(producer.role, Linear):
-        return Refusal(
-            affine.module, RefusalReason.NOT_LINEAR, (before,), f"it normalises the output of {before}" if producer else f"it normalises {before}"
-        )
+        return Refusal(affine.module, RefusalReason.NOT_LINEAR, (before,))
     if data.is_output:
         return Refusal(affine.module, RefusalReason.GRAPH_OUTPUT, (before,))
     others = tuple(graph.operators[name].label for name in data.users if name != affine.name)
     if others:
-        return Refusal(affine.module, RefusalReason.OTHER_CONSUMER, others, f"{before} is also read by {', '.join(others)}")
+        return Refusal(affine.module, RefusalReason.OTHER_CONSUMER, others, f"they also read {before}")
     if producer.role.output_axis != role.axis:
         detail = f"channels of {before} lie on axis {producer.role.output_axis}, the BatchNorm acts on axis {role.axis}"
         return Refusal(affine.module, RefusalReason.WRONG_AXIS, (before,), detail)
