@@ -137,7 +137,14 @@ class Workspace:
         cached = load_weights(output, key=weights_key(self.checkpoint_digest, config))
         if cached is not None:
             return cached, "up to date"
-        return bake(self.checkpoint, config, output, progress=lambda done, total: self._tell("bake", done, total)), "made"
+        made = bake(
+            self.checkpoint,
+            config,
+            output,
+            checkpoint_digest=self.checkpoint_digest,
+            progress=lambda done, total: self._tell("bake", done, total),
+        )
+        return made, "made"
 
     def module(self, weights: Weights | None = None) -> nn.Module:
         """Build the model anew and load ``weights``, by default the baked ones, strictly."""
