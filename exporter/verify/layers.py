@@ -26,7 +26,7 @@ class RawNode:
         node: name in its graph.
         path: name of the module whose code contains it; empty for the model itself.
         call: which call of that module; None where the graph does not say.
-        op: ``aten.conv2d.default``.
+        op: ``aten.conv2d.default``, or ``Conv`` in ONNX.
     """
 
     node: str
@@ -67,9 +67,15 @@ def assign_keys(nodes: Sequence[RawNode]) -> dict[str, LayerKey]:
     counts: Counter[tuple[str, str]] = Counter()
     for node in nodes:
         if node.path in inner or node.call is None:
-            keys[node.node] = (node.path, node.op, counts[node.path, node.op])
-            counts[node.path, node.op] += 1
+            op = _family(node.op)
+            keys[node.node] = (node.path, op, counts[node.path, op])
+            counts[node.path, op] += 1
     return keys
+
+
+def _family(op: str) -> str:
+    """Return ``add`` for ``aten.add.Tensor`` and for ONNX's ``Add``."""
+    return op.split(".")[1] if op.startswith("aten.") else op.lower()
 
 
 def _parents(path: str) -> Iterable[str]:

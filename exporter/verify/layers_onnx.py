@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from exporter.artifacts import OnnxModel, TensorSpec
@@ -16,6 +17,7 @@ from exporter.verify.layers import Observed, RawNode, assign_keys
 
 __all__ = ["observe_onnx"]
 
+_MODULE = "exporter.module"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _CLASSES = "pkg.torch.onnx.class_hierarchy"
 _LIMIT_BYTES = 1 << 30
@@ -37,10 +39,9 @@ def observe_onnx(model: OnnxModel, feed: Feed) -> list[Observed]:
     nodes = list(proto.graph.node)
     raw: list[RawNode] = []
     for node in nodes:
-        properties = {entry.key: entry.value for entry in node.metadata_props}
-        scopes, classes = _names(properties.get(_SCOPES, "")), _names(properties.get(_CLASSES, ""))
-        if len(scopes) > 1 and classes and node.output:
-            raw.append(RawNode(node.output[0], scopes[-2], None, classes[-1]))
+        place = _place_of({entry.key: entry.value for entry in node.metadata_props}, node.op_type)
+        if place is not None and node.output:
+            raw.append(RawNode(node.output[0], place[0], None, place[1]))
     if not raw:
         raise ModelNotSupported("E625", "the nodes of the ONNX model do not say which module they come from", facts={"file": model.path})
     keys = assign_keys(_with_calls(raw))
@@ -86,6 +87,14 @@ def _with_calls(raw: list[RawNode]) -> list[RawNode]:
             numbered[node.node] = seen.get(node.op, 0) if is_repeated else 0
             seen[node.op] = seen.get(node.op, 0) + 1
     return [dataclasses.replace(node, call=numbered[node.node]) for node in raw]
+
+
+def _place_of(properties: Mapping[str, str], op_type: str) -> tuple[str, str] | None:
+    """Return module name and operator of a node: as this tool's export notes them, else as torch's exporter does."""
+    if _MODULE in properties:
+        return properties[_MODULE], op_type
+    scopes, classes = _names(properties.get(_SCOPES, "")), _names(properties.get(_CLASSES, ""))
+    return (scopes[-2], classes[-1]) if len(scopes) > 1 and classes else None
 
 
 def _names(text: str) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -135,6 +137,25 @@ def test_layer_of_an_onnx_model_is_named(measured, unfused, unfused_program, fol
         verdict = compare(*measured, runner, CONFIG, localise=lambda: localise_onnx(graph, model, measured[0].feeds))
     assert verdict.outcome is Outcome.FAIL
     assert verdict.evidence.localisation.startswith("first divergence: stages.block3.grouped (Conv, node ")
+
+
+def test_layer_of_this_tool_s_own_file_is_named(measured, unfused, unfused_program, folded, tmp_path):
+    """The file notes modules as ``exporter.module`` and nothing of torch's: that is enough."""
+    model = helpers.export_onnx(helpers.fold_by_torch(unfused, "stages.block1.grouped"), tmp_path / "disturbed.onnx")
+    proto = onnx.load(model.path)
+    for node in proto.graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "['', '']")
+        del node.metadata_props[:]
+        if module := ast.literal_eval(scopes)[-2]:
+            node.metadata_props.add(key="exporter.module", value=module)
+    model.path.write_bytes(proto.SerializeToString())
+    text = localise_onnx(helpers.make_graph(unfused_program, folded), model, measured[0].feeds)
+    assert text.startswith("first divergence: stages.block1.grouped (Conv, node ")
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+    model.path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelNotSupported, match="do not say which module"):
+        localise_onnx(helpers.make_graph(unfused_program, folded), model, measured[0].feeds)
 
 
 def test_right_graphs_have_no_divergence(measured, unfused_program, folded, onnx_model):
