@@ -96,7 +96,7 @@ def contestants(subject: Subject, device: str, batches: tuple[int, ...], folder:
     """Yield name and a function that makes the runner, or the reason why there is none."""
     graph = subject.graph
 
-    def torch_runner(name: str, program: Any, **settings: Any) -> Runner:  # noqa: ANN401 - a program or a module
+    def torch_runner(name: str, program: Any, **settings: Any) -> Runner:
         return TorchRunner(name, program, graph.inputs, subject.outputs, device=device, **settings)
 
     yield "torch-fused", lambda: torch_runner("torch-fused", graph.folded_program)

@@ -155,7 +155,10 @@ class ObjectRef:
     """True where the pickle *calls* (REDUCE) rather than makes an instance (NEWOBJ)."""
 
 
-Node: TypeAlias = "None | bool | int | float | complex | str | bytes | TensorRef | StorageRef | GlobalRef | ObjectRef | Mapping[Any, Node] | list[Node] | tuple[Node, ...] | set[Node] | frozenset[Node]"
+Node: TypeAlias = (
+    "None | bool | int | float | complex | str | bytes | TensorRef | StorageRef | GlobalRef | ObjectRef"
+    " | Mapping[Any, Node] | list[Node] | tuple[Node, ...] | set[Node] | frozenset[Node]"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -373,7 +376,7 @@ class Graph:
     Attributes:
         unfused: the exported program before any folding, in the dtype of the weights.
         folded_program: the same after folding.
-        weights_path: the folded weights (safetensors), by the model's own names; None where nothing was written.
+        path, digest: of the stored folded program; None where nothing was written.
         num_batch_norms: before folding.
         ops_before, ops_after: calls in the graph.
     """

@@ -129,9 +129,9 @@ class TensorrtConfig(_Section):
 
     Attributes:
         required: a machine that cannot build or run the engine ends the run with exit status 6 instead of NOT_RUN.
-        python: interpreter of the worker process; it needs numpy, tensorrt and the CUDA runtime. Empty: this interpreter.
+        python: interpreter of the worker process; it needs numpy and tensorrt. Empty: this interpreter.
         profiles: ``name:min,opt,max`` with shapes as ``1x3x224x224``, several inputs joined with ``;``; empty means one profile
-            made from the samples with batch 1, ``[latency] batch`` and that again.
+            for every batch from 1 to the largest that is checked, tuned for that one.
         precision: of the whole network; ``tf32`` states whether float32 products may use TF32 on the tensor cores.
     """
 

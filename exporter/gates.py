@@ -1,23 +1,31 @@
 """Judge the artefacts of a workspace: parity of every candidate, latency of what is delivered, the task metric.
 
-    reference  unfused model, baked weights, float64, torch on the CPU
-    chain      torch-unfused -> torch-fused -> onnx -> tensorrt     (each is compared with the reference and with its predecessor)
+reference  unfused model, baked weights, float64, torch on the CPU
+chain      torch-unfused -> torch-fused -> onnx -> tensorrt     (each is compared with the reference and with its predecessor)
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from exporter.artifacts import Graph, OnnxModel, Outcome, Plan, Verdict
+from exporter.artifacts import Graph, OnnxModel, Outcome, Plan, TensorSpec, Verdict
 from exporter.config import Config
 from exporter.errors import ArtifactError, EnvironmentLacking
 from exporter.files import digest_of_settings
 from exporter.runners import Runner
 from exporter.verify import NamedFeed, OwnError, Reference
 from exporter.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Precision: TypeAlias = Literal["float64", "float32"]
+Device: TypeAlias = Literal["cpu", "cuda"]
 
 __all__ = ["Candidate", "Gates", "candidates_of", "named_candidates", "require_measured"]
 
@@ -93,8 +101,14 @@ class Gates:
     def _feeds(self) -> tuple[NamedFeed, ...]:
         from exporter.verify import make_feeds
 
-        workspace = self.workspace
-        return make_feeds(workspace.samples, workspace.graph.inputs, self.config.samples, self.config.parity)
+        return make_feeds(self.workspace.samples, self._inputs(), self.config.samples, self.config.parity)
+
+    def _inputs(self) -> tuple[TensorSpec, ...]:
+        """Return the inputs as every candidate takes them: with a batch of one where the exported model has a fixed batch."""
+        inputs = self.workspace.graph.inputs
+        if self.config.onnx.dynamic_batch:
+            return inputs
+        return tuple(dataclasses.replace(spec, shape=(1, *spec.shape[1:])) for spec in inputs)
 
     def _reference(self, feeds: tuple[NamedFeed, ...]) -> Reference:
         from exporter.factories import model_identity
@@ -102,7 +116,8 @@ class Gates:
 
         workspace = self.workspace
         identity = model_identity(workspace.model, base=self.config.base)
-        parts = {"weights": workspace.weights.digest.hex, "model": identity, "feeds": digest_of_feeds(feeds), "outputs": list(self.config.model.outputs)}
+        outputs = list(self.config.model.outputs)
+        parts = {"weights": workspace.weights.digest.hex, "model": identity, "feeds": digest_of_feeds(feeds), "outputs": outputs}
         key = digest_of_settings(parts).hex
         path = workspace.folder / f"{workspace.stem}.reference.npz"
         cached = load_reference(path, key=key)
@@ -137,10 +152,10 @@ class Gates:
         """Race every candidate against the unfused model in torch, on the device of the candidate."""
         from exporter.verify import latency_feed, race
 
-        feed = latency_feed(self.workspace.samples, self.workspace.graph.inputs, self.config.samples, batch=self.config.latency.batch)
+        feed = latency_feed(self.workspace.samples, self._inputs(), self.config.samples, batch=self.config.latency.batch)
         verdicts = []
         for candidate in candidates:
-            with candidate.open() as runner, self._unfused("float32", device=runner.device) as reference:
+            with candidate.open() as runner, self._unfused("float32", device=_device_of(runner)) as reference:
                 verdicts.append(race(reference, runner, feed, self.config.latency, progress=self._race_progress(candidate.name)))
         return tuple(verdicts)
 
@@ -185,13 +200,13 @@ class Gates:
     # ---------------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _unfused(self, precision: str, *, device: str = "cpu") -> Iterator[Runner]:
+    def _unfused(self, precision: Precision, *, device: Device = "cpu") -> Iterator[Runner]:
         """Open the unfused model, rebuilt from its factory with the baked weights."""
         module = self.workspace.module()
         with self._torch(module, UNFUSED if precision != "float64" else "reference", precision, device) as runner:
             yield runner
 
-    def _torch(self, module: object, name: str, precision: str, device: str) -> Runner:
+    def _torch(self, module: nn.Module, name: str, precision: Precision, device: Device) -> Runner:
         from exporter.runners import TorchRunner
 
         graph = self.workspace.graph
@@ -203,6 +218,10 @@ class Gates:
     def _tell(self, what: str, done: int, total: int) -> None:
         if not self.workspace.progress(what, done, total):
             raise KeyboardInterrupt
+
+
+def _device_of(runner: Runner) -> Device:
+    return "cuda" if runner.device == "cuda" else "cpu"
 
 
 def _torch_runner(graph: Graph, config: Config, name: str) -> Runner:

@@ -51,7 +51,8 @@ def read_samples(path: Path, *, labels: str = "") -> Samples:
     truth = None
     if labels:
         if labels not in arrays:
-            raise SampleError("E603", "the samples have no array with the labels", facts={"file": path, "expected": labels, "found": ", ".join(arrays)})
+            facts = {"file": path, "expected": labels, "found": ", ".join(arrays)}
+            raise SampleError("E603", "the samples have no array with the labels", facts=facts)
         truth = arrays.pop(labels)
     if not arrays:
         raise SampleError("E604", "the file with the samples holds no input", facts={"file": path})

@@ -22,6 +22,7 @@ from exporter.weights import bake, load_weights, read_layout, weights_key
 
 if TYPE_CHECKING:
     from torch import nn
+    from typing_extensions import Self
 
     from exporter.engine import EngineSupport
 
@@ -108,6 +109,11 @@ class Workspace:
                 help='name the code that builds it: factory = "timm:resnet50", "package.module:callable" or "path/to/file.py:callable"',
             )
         return self.config.model.model_copy(update={"factory": self.reading.model})
+
+    @property
+    def largest_batch(self) -> int:
+        """Return the largest batch that any check runs."""
+        return max(self.config.latency.batch, self.config.samples.random, *self.config.parity.batches)
 
     @property
     def stem(self) -> str:
@@ -238,7 +244,7 @@ class Workspace:
         support = self.require_engine()
         path = self.outputs.get("engine", self.folder / f"{model.path.stem}.plan")
         with _Record(self, "engine") as record:
-            profiles = parse_profiles(config.profiles, model.inputs, batch=self.config.latency.batch)
+            profiles = parse_profiles(config.profiles, model.inputs, batch=self.largest_batch)
             key = plan_key(model.digest, config, profiles, support)
             plan, state = load_plan(path, key=key), "up to date"
             if plan is None:
@@ -298,7 +304,7 @@ class _Record:
     def __init__(self, workspace: Workspace, stage: str) -> None:
         self.workspace, self.stage = workspace, stage
 
-    def __enter__(self) -> _Record:
+    def __enter__(self) -> Self:
         self.start = time.perf_counter()
         return self
 

@@ -63,7 +63,7 @@ def test_a_failed_system_call_is_a_failed_write(tmp_path: Path, monkeypatch: pyt
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     """A target below a file names the target."""
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ArtifactError, match="out.bin"):
+    with pytest.raises(ArtifactError, match=r"out\.bin"):
         write_bytes(tmp_path / "file" / "out.bin", b"")
 
 

@@ -62,9 +62,9 @@ class _Commands(click.Group):
             import difflib
 
             near = difflib.get_close_matches(args[0], _COMMANDS, n=3, cutoff=0.5)
-            if near and "Did you mean" not in err.message:
-                err.message += f" Did you mean {' or '.join(near)}?"
-            raise
+            if not near or "mean" in err.message:
+                raise
+            raise click.UsageError(f"{err.message} Did you mean {' or '.join(near)}?", ctx) from err
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -19,7 +19,7 @@ __all__ = ["command"]
 @config_option
 @screen_options
 @click.pass_obj
-def command(screen: Screen, checkpoint: Path | None, output: Path | None, config_path: Path | None, **weights: object) -> None:
+def command(screen: Screen, /, checkpoint: Path | None, output: Path | None, config_path: Path | None, **weights: object) -> None:
     """Choose the averaged weights of CKPT and write them under the model's own names.
 
     Nothing in CKPT is executed. Where it has no average, or more than one, the command refuses and lists what it found; the raw

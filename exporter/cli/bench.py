@@ -23,6 +23,7 @@ __all__ = ["command"]
 @click.pass_obj
 def command(
     screen: Screen,
+    /,
     artefacts: tuple[Path, ...],
     min_speedup: float | None,
     batch: int | None,

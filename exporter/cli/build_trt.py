@@ -18,13 +18,14 @@ __all__ = ["command"]
 @click.option("--tf32/--no-tf32", default=None, help="Let float32 products use TF32; default: no.")
 @click.option("--workspace-mib", type=int, help="Workspace memory of the builder; default: 1024.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="Effort of the builder; default: 3.")
-@click.option("--python", metavar="PATH", help="Interpreter of the worker: one with numpy, tensorrt and the CUDA runtime.")
+@click.option("--python", metavar="PATH", help="Interpreter of the worker: one with numpy and tensorrt.")
 @output_option("ONNX's stem + .plan, beside the other artefacts")
 @config_option
 @screen_options
 @click.pass_obj
 def command(
     screen: Screen,
+    /,
     onnx: Path | None,
     profiles: tuple[str, ...],
     tf32: bool | None,

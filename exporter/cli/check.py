@@ -17,7 +17,7 @@ __all__ = ["command"]
 @config_option
 @screen_options
 @click.pass_obj
-def command(screen: Screen, artefacts: tuple[Path, ...], config_path: Path | None) -> int:
+def command(screen: Screen, /, artefacts: tuple[Path, ...], config_path: Path | None) -> int:
     """Compare ARTEFACTs (.onnx, .pt2, .plan) with the unfused model in float64; without any, those of exporter.toml.
 
     Every output of the reference is compared, by name. Exit status 0 if all pass, 3 if one does not.

@@ -16,7 +16,7 @@ __all__ = ["command"]
 @config_option
 @screen_options
 @click.pass_obj
-def command(screen: Screen, config_path: Path | None) -> None:
+def command(screen: Screen, /, config_path: Path | None) -> None:
     """Say what this machine can do: stage by stage, with the version found, or what is missing and how to get it.
 
     Exit status 0: a missing GPU is a fact, not a failure. (exporter run with [tensorrt] required = true makes it one.)
@@ -41,7 +41,8 @@ def command(screen: Screen, config_path: Path | None) -> None:
     if not support.available and support.help:
         screen.show([f"help: {support.help}"])
     screen.show(["", *columns([(name, text) for name, text in environment.items()], gap="   ")])
-    screen.result({"abilities": {what: {"can": can, "why": why} for what, can, why in rows}, "environment": environment, "tensorrt": to_json(support)})
+    shown = {what: {"can": can, "why": why} for what, can, why in rows}
+    screen.result({"abilities": shown, "environment": environment, "tensorrt": to_json(support)})
 
 
 def _ability(environment: dict[str, str], *libraries: str, every: bool = True) -> tuple[str, str]:

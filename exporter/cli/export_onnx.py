@@ -17,7 +17,7 @@ __all__ = ["command"]
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights for MODEL, where exporter.toml names none.")
 @click.option("--opset", type=int, help="Operator-set version; default: 20.")
-@click.option("--static-batch", is_flag=True, help="Fix the batch axis to the size of the example input.")
+@click.option("--static-batch", is_flag=True, help="Fix the batch at 1.")
 @output_option("CKPT's stem + .onnx, beside the other artefacts")
 @weights_options
 @config_option
@@ -25,6 +25,7 @@ __all__ = ["command"]
 @click.pass_obj
 def command(
     screen: Screen,
+    /,
     model: str | None,
     arguments: tuple[str, ...],
     checkpoint: Path | None,
@@ -41,7 +42,7 @@ def command(
     """
     from exporter.artifacts import to_json
     from exporter.cli.folders import workspace_of
-    from exporter.cli.tables import spec_text
+    from exporter.cli.tables import size_text, spec_text
 
     config = config_with(
         config_path,
@@ -53,12 +54,10 @@ def command(
     )
     onnx = workspace_of(config, screen, onnx=output).onnx
     screen.close()
-    size_mb = onnx.path.stat().st_size / 1e6
-    screen.show(
-        [
-            f"onnx → {onnx.path}   opset {onnx.opset}   IR {onnx.ir_version}   {onnx.num_nodes} nodes, {onnx.num_batch_norms} BatchNormalization   {size_mb:.2f} MB",
-            *(f"       input   {spec_text(spec)}" for spec in onnx.inputs),
-            *(f"       output  {spec_text(spec)}" for spec in onnx.outputs),
-        ]
-    )
+    size = size_text(onnx.path.stat().st_size)
+    graph = f"{onnx.num_nodes} nodes, {onnx.num_batch_norms} BatchNormalization"
+    lines = [f"onnx → {onnx.path}   opset {onnx.opset}   IR {onnx.ir_version}   {graph}   {size}"]
+    lines += [f"       input   {spec_text(spec)}" for spec in onnx.inputs]
+    lines += [f"       output  {spec_text(spec)}" for spec in onnx.outputs]
+    screen.show(lines)
     screen.result(to_json(onnx))

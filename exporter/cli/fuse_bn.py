@@ -25,6 +25,7 @@ __all__ = ["command"]
 @click.pass_obj
 def command(
     screen: Screen,
+    /,
     model: str | None,
     arguments: tuple[str, ...],
     check: bool,
@@ -44,7 +45,8 @@ def command(
     from exporter.cli.verdicts import show_verdicts
     from exporter.report import render_fold
 
-    config = config_with(config_path, checkpoint=checkpoint, model=model, arguments=arguments, weights=dict(weights), fold={"keep": list(keep) or None})
+    fold = {"keep": list(keep) or None}
+    config = config_with(config_path, checkpoint=checkpoint, model=model, arguments=arguments, weights=dict(weights), fold=fold)
     workspace = workspace_of(config, screen, fold=output)
     graph = workspace.graph
     screen.close()

@@ -19,11 +19,13 @@ __all__ = ["command"]
 
 @click.command("init")
 @click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("exporter.toml"), show_default=True, help="File to write.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("exporter.toml"), show_default=True, help="File to write."
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @screen_options
 @click.pass_obj
-def command(screen: Screen, checkpoint: Path, output: Path, force: bool) -> None:
+def command(screen: Screen, /, checkpoint: Path, output: Path, force: bool) -> None:
     """Read CKPT and write a commented exporter.toml with what was found in it."""
     from exporter.checkpoint import open_checkpoint
     from exporter.errors import ArtifactError
@@ -32,7 +34,8 @@ def command(screen: Screen, checkpoint: Path, output: Path, force: bool) -> None
 
     reading = read_layout(open_checkpoint(checkpoint))
     if output.exists() and not force:
-        raise ArtifactError("E735", "the file exists already; it was left as it is", facts={"file": output}, help="--force replaces it, -o names another")
+        help_text = "--force replaces it, -o names another"
+        raise ArtifactError("E735", "the file exists already; it was left as it is", facts={"file": output}, help=help_text)
     relative = os.path.relpath(checkpoint.absolute(), output.absolute().parent)
     write_bytes(output, _text(relative, reading).encode())
     screen.show([f"→ {output}   {'ready for exporter run' if reading.model else 'fill in [model] factory, then: exporter run'}"])

@@ -26,7 +26,7 @@ _MAX_NAMES = 8
 @click.option("--digest", is_flag=True, help="Read the whole file and show its SHA-256.")
 @screen_options
 @click.pass_obj
-def command(screen: Screen, checkpoint: Path, decay: float | None, tree: bool, depth: int, digest: bool) -> None:
+def command(screen: Screen, /, checkpoint: Path, decay: float | None, tree: bool, depth: int, digest: bool) -> None:
     """Show what is inside CKPT: layout, averages with their health, optimizer slots, tree, and the code that it names.
 
     Instant, and safe on any file: nothing in it is executed, and no tensor is loaded.
@@ -80,8 +80,8 @@ def _weights(reading: LayoutReading) -> list[str]:
         for candidate in reading.candidates
     ]
     if reading.raw_at is not None:
-        size = size_text(reading.raw_size_bytes)
-        rows.append(("", "raw", str(reading.raw_num_tensors), ", ".join(reading.raw_dtypes), size, "-", "-", reading.raw_remark or f"at {reading.raw_at or 'the top'}"))
+        size, place = size_text(reading.raw_size_bytes), f"at {reading.raw_at or 'the top'}"
+        rows.append(("", "raw", str(reading.raw_num_tensors), ", ".join(reading.raw_dtypes), size, "-", "-", reading.raw_remark or place))
     else:
         rows.append(("", "raw", "-", "-", "-", "-", "-", reading.raw_remark or "not in this file"))
     lines = columns(rows, right=frozenset({2}))
@@ -91,7 +91,7 @@ def _weights(reading: LayoutReading) -> list[str]:
 
 
 def _state(candidate: EmaCandidate) -> str:
-    text = candidate.state
+    text: str = candidate.state
     if candidate.initial_share is not None:
         text += f": initial weights {candidate.initial_share:.1%} of it"
     return f"{text}; {candidate.remark}" if candidate.remark else text
@@ -112,7 +112,8 @@ def _code(checkpoint: Checkpoint) -> list[str]:
     names = [str(g) for g in checkpoint.globals]
     shown = ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
     lines = [f"code     {len(names)} globals named, none executed: {shown}"]
-    lines += [f"         SUSPICIOUS: the file would call {call} at {at or 'the top'}; every other command refuses it" for at, call in checkpoint.calls.items()]
+    for at, call in checkpoint.calls.items():
+        lines.append(f"         SUSPICIOUS: the file would call {call} at {at or 'the top'}; every other command refuses it")
     return lines
 
 

@@ -21,10 +21,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def screen_options(command: Command) -> Command:
     """Add ``--json`` and ``--quiet``, which every command has."""
 
-    def set_json(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: ARG001, FBT001 - click's signature
+    def set_json(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: ARG001 - click's signature
         context.find_object(Screen).json |= value  # type: ignore[union-attr]
 
-    def set_quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: ARG001, FBT001 - click's signature
+    def set_quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: ARG001 - click's signature
         context.find_object(Screen).quiet |= value  # type: ignore[union-attr]
 
     json_help = "Print the result as JSON on stdout, everything else on stderr."

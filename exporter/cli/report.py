@@ -17,7 +17,7 @@ __all__ = ["command"]
 @config_option
 @screen_options
 @click.pass_obj
-def command(screen: Screen, run: Path | None, config_path: Path | None) -> None:
+def command(screen: Screen, /, run: Path | None, config_path: Path | None) -> None:
     """Render the report of RUN again, a run folder or its name; without RUN the newest one.
 
     Reads report.json and writes report.html, junit.xml and summary.md beside it; nothing is measured.

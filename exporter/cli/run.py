@@ -23,6 +23,7 @@ __all__ = ["command"]
 @click.pass_obj
 def command(
     screen: Screen,
+    /,
     checkpoint: Path | None,
     model: str | None,
     min_speedup: float | None,

@@ -13,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+    from typing_extensions import Self
 
     from exporter.errors import ExporterError
 
@@ -53,7 +54,8 @@ class Screen:
         self.close()
         first, newline, rest = str(err).partition("\n")
         head, bracket, problem = first.partition("] ")
-        click.echo(click.style(head + bracket.rstrip(), fg="red", bold=True) + " " + problem + newline + rest, err=True, color=self._colour(sys.stderr))
+        text = click.style(head + bracket.rstrip(), fg="red", bold=True) + " " + problem + newline + rest
+        click.echo(text, err=True, color=self._colour(sys.stderr))
         self.result({"error": err.to_json()})
 
     def progress(self, what: str, done: int, total: int) -> bool:
@@ -79,7 +81,7 @@ class Screen:
             self._progress = None
             self._tasks.clear()
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         """Return the screen; progress bars are gone when the block ends."""
         return self
 

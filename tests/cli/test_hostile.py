@@ -72,7 +72,14 @@ COMMANDS = {
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__.strip("_"))
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
-def test_no_payload_runs(digits: Path, canary: Path, write: Callable[[Path, Path], None], arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_payload_runs(
+    digits: Path,
+    canary: Path,
+    write: Callable[[Path, Path], None],
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Nothing of the file is executed; the commands that would use it refuse it with exit status 4, and none shows a traceback."""
     from exporter.cli.app import main
 
@@ -94,7 +101,7 @@ def test_the_payload_works_where_pickles_are_executed(canary: Path, tmp_path: Pa
     path = tmp_path / "p.pkl"
     _plain_pickle(canary, path)
     with path.open("rb") as file:
-        pickle.load(file)["extra"].close()  # noqa: TID251 - proves that the payload is live
+        pickle.load(file)["extra"].close()
     assert canary.exists()
 
 

@@ -15,7 +15,7 @@ import torch
 RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def _json(run_cli: RunCli, *arguments: str | Path, cwd: Path, status: int = 0) -> Any:  # noqa: ANN401 - parsed JSON
+def _json(run_cli: RunCli, *arguments: str | Path, cwd: Path, status: int = 0) -> Any:
     done = run_cli(*arguments, "--json", cwd=cwd)
     assert done.returncode == status, done.stderr
     return json.loads(done.stdout)
@@ -32,7 +32,12 @@ def test_run_goes_from_checkpoint_to_verdict_and_reuses_its_work(digits: Path, r
     result = _json(run_cli, "run", cwd=digits)
     report = result["report"]
     assert report["outcome"] == "PASS"
-    assert {record["stage"]: record["state"] for record in report["stages"]} == {"bake": "up to date", "fold": "up to date", "onnx": "up to date", "engine": "NOT_RUN"}
+    assert {record["stage"]: record["state"] for record in report["stages"]} == {
+        "bake": "up to date",
+        "fold": "up to date",
+        "onnx": "up to date",
+        "engine": "NOT_RUN",
+    }
     verdicts = {(v["check"], v["subject"]): v for v in report["verdicts"]}
     assert verdicts["parity", "torch-fused"]["outcome"] == "PASS"
     assert verdicts["parity", "onnx"]["outcome"] == "PASS"
@@ -77,7 +82,7 @@ def test_bake_ema_equals_the_librarys_own_object(digits: Path, run_cli: RunCli, 
     assert done.returncode == 0, done.stderr
 
     average = torch.optim.swa_utils.AveragedModel(build())
-    average.load_state_dict(torch.load(digits / "digits.pt", weights_only=True)["model_ema"])  # noqa: TID251 - the library's own way
+    average.load_state_dict(torch.load(digits / "digits.pt", weights_only=True)["model_ema"])
     expected = average.module.state_dict()
     baked = load_file(output)
     assert baked.keys() == expected.keys()
@@ -86,9 +91,9 @@ def test_bake_ema_equals_the_librarys_own_object(digits: Path, run_cli: RunCli, 
 
 def test_a_checkpoint_without_an_average_is_refused(digits: Path, run_cli: RunCli) -> None:
     """With the EMA removed the command exits 4, says what it looked at, and writes nothing; raw is a decision."""
-    checkpoint = torch.load(digits / "digits.pt", weights_only=True)  # noqa: TID251 - the library's own way
+    checkpoint = torch.load(digits / "digits.pt", weights_only=True)
     del checkpoint["model_ema"]
-    torch.save(checkpoint, digits / "raw.pt")  # noqa: TID251 - the library's own way
+    torch.save(checkpoint, digits / "raw.pt")
     done = run_cli("bake-ema", "raw.pt", "-o", "out.safetensors", cwd=digits)
     assert done.returncode == 4
     assert "looked at" in done.stderr
@@ -107,7 +112,9 @@ def test_fuse_bn_check_passes_and_names_what_it_kept(digits: Path, run_cli: RunC
     assert result["outcome"] == "PASS"
 
 
-def test_a_disturbed_fold_fails_with_its_place_and_the_smallest_tolerance(digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disturbed_fold_fails_with_its_place_and_the_smallest_tolerance(
+    digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One folded weight that is off by 1 % ends with exit status 3, naming the output and the tolerance that would pass."""
     import dataclasses
 
@@ -117,7 +124,7 @@ def test_a_disturbed_fold_fails_with_its_place_and_the_smallest_tolerance(digits
 
     fold = exporter.graph.fold
 
-    def disturbed_fold(*arguments: Any, **settings: Any) -> Graph:  # noqa: ANN401 - passed on
+    def disturbed_fold(*arguments: Any, **settings: Any) -> Graph:
         graph = fold(*arguments, **settings)
         state = dict(graph.folded_program.state_dict)
         name = next(name for name in state if name.startswith("stages.block2.grouped") and state[name].ndim == 4)

@@ -29,7 +29,15 @@ def _modules_after(cwd: Path, *arguments: str, options: tuple[str, ...] = ()) ->
 
 @pytest.mark.parametrize(
     "arguments",
-    [["-h"], ["--version"], ["run", "-h"], ["inspect", "digits.pt"], ["inspect", "digits.pt", "--json"], ["bake-ema", "digits.pt"], ["init", "digits.pt", "--force"]],
+    [
+        ["-h"],
+        ["--version"],
+        ["run", "-h"],
+        ["inspect", "digits.pt"],
+        ["inspect", "digits.pt", "--json"],
+        ["bake-ema", "digits.pt"],
+        ["init", "digits.pt", "--force"],
+    ],
     ids=" ".join,
 )
 def test_no_framework_is_imported(digits: Path, arguments: list[str]) -> None:

@@ -73,7 +73,9 @@ def test_an_interrupt_is_status_130_and_leaves_nothing_half(digits: Path) -> Non
     """Ctrl-C ends with 130, one line, no traceback; only whole files are left."""
     script = "import sys; from exporter.cli.app import main; sys.exit(main())"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen([sys.executable, "-c", script, "run"], cwd=digits, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "run"], cwd=digits, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
         time.sleep(2.5)
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=60)

@@ -128,7 +128,7 @@ def test_tactics_of_missing_libraries_are_switched_off(release, start, request_a
         pytest.param({"layer_dtype": "FP16"}, "E507", EngineBuildError, "fp16 100.0%", id="precision"),
     ],
 )
-def test_each_failure_of_a_build_is_an_error(release, start, request_arguments, scenario, code, kind, text):  # noqa: PLR0917 - fixtures
+def test_each_failure_of_a_build_is_an_error(release, start, request_arguments, scenario, code, kind, text):
     """False, None, -1 and a null pointer are each an error with its code, with TensorRT's own words in it."""
     with start(**scenario) as worker, pytest.raises(kind) as caught:
         worker.request("build", request_arguments, limit_s=60)
@@ -220,7 +220,7 @@ def test_timing(release, start, loaded):
         pytest.param({"data_dependent": True}, "E524", ModelNotSupported, id="data-dependent output"),
     ],
 )
-def test_each_failure_of_a_call_is_an_error(release, start, loaded, scenario, code, kind):  # noqa: PLR0917 - fixtures
+def test_each_failure_of_a_call_is_an_error(release, start, loaded, scenario, code, kind):
     """Every bool that TensorRT returns is looked at, and nothing stays on the device after a failure."""
     with start(**scenario) as worker:
         loaded(worker)
@@ -240,7 +240,7 @@ def test_each_failure_of_a_call_is_an_error(release, start, loaded, scenario, co
     ],
     ids=["plan", "context", "shape input", "dtype"],
 )
-def test_each_failure_of_loading_is_an_error(release, start, request_arguments, tmp_path, scenario, code):  # noqa: PLR0917 - fixtures
+def test_each_failure_of_loading_is_an_error(release, start, request_arguments, tmp_path, scenario, code):
     """A plan that this TensorRT does not take, or takes and cannot run, is an error with its code."""
     path = tmp_path / "digits.plan"
     path.write_text(

@@ -68,7 +68,7 @@ def from_factory(name: str, factory: str, shape: tuple[int, ...], folder: Path) 
     return _finish(name, module, (InputConfig(name="input", shape=(2, *shape)),), (), folder, None, "random weights, seed 0")
 
 
-def _finish(name, module, inputs, outputs, folder, samples, weights) -> Subject:  # noqa: PLR0917 - a private constructor
+def _finish(name, module, inputs, outputs, folder, samples, weights) -> Subject:
     from exporter.graph import fold, trace
     from exporter.onnx_export import export_onnx
 

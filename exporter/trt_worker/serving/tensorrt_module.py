@@ -33,7 +33,7 @@ def find_version() -> str | None:
     for name in _DISTRIBUTIONS:
         try:
             return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # noqa: PERF203 - four names
+        except importlib.metadata.PackageNotFoundError:
             continue
     return ""
 
