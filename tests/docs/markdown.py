@@ -4,7 +4,7 @@ A page shows a terminal session as a ``console`` block. Every ``$ `` line in it 
 
 * ``...`` or ``…`` alone on a line stands for any number of lines, inside a line for any text; runs of spaces count as one;
 * ``<!-- exit: 4 -->`` before the block is the exit status of its last command, 0 where nothing is said (the others: 0);
-* ``<!-- numbers vary: REASON -->`` before a block: every number in it stands for any number;
+* ``<!-- numbers vary: REASON -->`` before a block: every number in it stands for any number, and a time in s also for one in ms;
 * ``<!-- not run: REASON -->`` before a block leaves it out, and says why.
 """
 
@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[\w-]*)(?P<info>[^\n`]*)$")
 _MARKER = re.compile(r"^\s*<!--\s*(exit|not run|numbers vary):\s*(.*?)\s*-->\s*$")
 _NUMBER = re.compile(r"\d+(?:\\?\.\d+)?(?:e(?:\\?[+-])?\d+)?")
+_TIME = re.compile(r"\\d\\ m?s\b")
 _ANY = re.compile(r"\.\.\.|…")
 
 
@@ -99,7 +100,9 @@ def pattern_of(expected: tuple[str, ...], *, numbers_vary: bool = False) -> re.P
 
     def exactly(text: str) -> str:
         literal = re.escape(text)
-        return _NUMBER.sub(lambda _: r"\d+(?:\.\d+)?(?:e[+-]?\d+)?", literal) if numbers_vary else literal
+        if not numbers_vary:
+            return literal
+        return _TIME.sub(r"\\d (?:ms|s)\\b", _NUMBER.sub("\\\\d", literal)).replace(r"\d", r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
     parts = []
     for line in expected:
