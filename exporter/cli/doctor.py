@@ -39,7 +39,8 @@ def command(screen: Screen, /, config_path: Path | None) -> None:
     rows = [(what, can, why) for what, (can, why) in abilities.items()]
     screen.show(columns(rows, gap="   "))
     if not support.available and support.help:
-        screen.show([f"help: {support.help}"])
+        first, *more = support.help.split("\n")
+        screen.show([f"help: {first}", *(f"      {line}" for line in more)])
     screen.show(["", *columns([(name, text) for name, text in environment.items()], gap="   ")])
     shown = {what: {"can": can, "why": why} for what, can, why in rows}
     screen.result({"abilities": shown, "environment": environment, "tensorrt": to_json(support)})

@@ -29,7 +29,7 @@ _DRAWABLE: Final = 1e30
 
 
 def drift_picture(summary: BakeSummary) -> Picture | None:
-    """Draw the distance of averaged from raw weights per tensor: the largest, in the order of the weights; None without drift."""
+    """Draw the distance of averaged from raw weights per tensor: the largest, in the order of the model; None without drift."""
     known = [drift for drift in summary.drift if math.isfinite(drift.relative)]
     if not known:
         return None
@@ -41,7 +41,7 @@ def drift_picture(summary: BakeSummary) -> Picture | None:
         lambda axes: _paint_drift(axes, shown),
         name="drift",
         title="Distance of the averaged weights from the raw weights, per tensor",
-        description=f"{part}, in the order of the weights; the largest distance is {units.error(largest.relative)} in {largest.name}",
+        description=f"{part}, in the order of the model; the largest distance is {units.error(largest.relative)} in {largest.name}",
         keys=(("candidate", f"‖ema - raw‖ / ‖raw‖, {part}"),),
         width_pt=420,
         height_pt=40 + 13.5 * len(shown),

@@ -86,7 +86,7 @@ def render_bake(summary: BakeSummary, path: Path) -> list[str]:
     if summary.candidate is not None:
         lines.append(f"{lead}average: {name or summary.candidate.name} · {_average_health(summary)}")
     if summary.left_behind:
-        left = ", ".join(f"{what} {units.bytes_text(size)}" for what, size in summary.left_behind.items())
+        left = ", ".join(f"{what} {units.bytes_text(size)}" for what, size in sorted(summary.left_behind.items(), key=lambda item: -item[1]))
         lines.append(f"{lead}left behind: {left}")
     if choice == "ema":
         lines.append(f"{lead}distance from raw: {_distance(summary)}")

@@ -87,7 +87,7 @@ def bake(
         size_bytes=output.stat().st_size,
         cast=_cast_of(plan),
         left_behind=left_behind(checkpoint, match, plan),
-        drift=tuple(tensor.of(name) for name, tensor in sums.items()),
+        drift=tuple(sums[name].of(name) for name in plan.names if name in sums),
         drift_total=_total(sums),
         candidate=candidate,
     )

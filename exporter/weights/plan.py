@@ -42,9 +42,15 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class BakePlan:
-    """Every tensor of the output, in the order of the file."""
+    """Every tensor of the output.
+
+    Attributes:
+        tensors: in the order of the output file.
+        names: their names in the order of the checkpoint, which is normally that of the model.
+    """
 
     tensors: tuple[Planned, ...]
+    names: tuple[str, ...]
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -102,7 +108,8 @@ def _plan(checkpoint: Checkpoint, tensors: Mapping[str, tuple[TensorRef, bool, T
         if not name or not name.isprintable():
             raise LayoutError("E218", "a tensor has a name that cannot be printed", facts={"file": checkpoint.path, "at": repr(name)[:120]})
         planned[name] = Planned(name, ref, dtype, is_averaged, twin)
-    plan = BakePlan(tuple(planned[spec.name] for spec in ordered_specs(TensorSpec(p.name, p.source.shape, p.dtype) for p in planned.values())))
+    specs = ordered_specs(TensorSpec(p.name, p.source.shape, p.dtype) for p in planned.values())
+    plan = BakePlan(tuple(planned[spec.name] for spec in specs), tuple(planned))
     total, limit = sum(size_bytes(p.source) for p in plan.tensors), 4 * checkpoint.size_bytes + _SMALL_BYTES
     if total > limit:
         facts = {"file": checkpoint.path, "found": f"{total} bytes of tensors in a file of {checkpoint.size_bytes}", "expected": f"at most {limit}"}
