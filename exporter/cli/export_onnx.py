@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import config_option, config_with, output_option, screen_options, weights_options
+from exporter.cli.options import config_option, config_with, input_option, output_option, screen_options, weights_options
 from exporter.cli.screen import Screen
 
 __all__ = ["command"]
@@ -16,6 +16,7 @@ __all__ = ["command"]
 @click.argument("model", required=False, metavar="[MODEL]")
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights for MODEL, where exporter.toml names none.")
+@input_option
 @click.option("--opset", type=int, help="Operator-set version; default: 20.")
 @click.option("--static-batch", is_flag=True, help="Fix the batch at 1.")
 @output_option("CKPT's stem + .onnx, beside the other artefacts")
@@ -32,6 +33,7 @@ def command(
     opset: int | None,
     static_batch: bool,
     output: Path | None,
+    inputs: tuple[str, ...],
     config_path: Path | None,
     **weights: object,
 ) -> None:
@@ -49,6 +51,7 @@ def command(
         checkpoint=checkpoint,
         model=model,
         arguments=arguments,
+        inputs=inputs,
         weights=dict(weights),
         onnx={"opset": opset, "dynamic_batch": False if static_batch else None},
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import config_option, config_with, output_option, screen_options, weights_options
+from exporter.cli.options import config_option, config_with, input_option, output_option, screen_options, weights_options
 from exporter.cli.screen import Screen
 
 __all__ = ["command"]
@@ -17,6 +17,7 @@ __all__ = ["command"]
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--check", is_flag=True, help="Compare with the unfused model in float64; the exit status is the verdict.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights for MODEL, where exporter.toml names none.")
+@input_option
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Leave BatchNorms with such names alone (several allowed).")
 @output_option("CKPT's stem + .fused.pt2, beside the other artefacts")
 @weights_options
@@ -32,6 +33,7 @@ def command(
     checkpoint: Path | None,
     keep: tuple[str, ...],
     output: Path | None,
+    inputs: tuple[str, ...],
     config_path: Path | None,
     **weights: object,
 ) -> int:
@@ -46,7 +48,7 @@ def command(
     from exporter.report import render_fold
 
     fold = {"keep": list(keep) or None}
-    config = config_with(config_path, checkpoint=checkpoint, model=model, arguments=arguments, weights=dict(weights), fold=fold)
+    config = config_with(config_path, checkpoint=checkpoint, model=model, arguments=arguments, inputs=inputs, weights=dict(weights), fold=fold)
     workspace = workspace_of(config, screen, fold=output)
     graph = workspace.graph
     screen.close()

@@ -13,7 +13,7 @@ from exporter.cli.screen import Screen
 if TYPE_CHECKING:
     from exporter.config import Config
 
-__all__ = ["config_option", "config_with", "model_arguments", "output_option", "screen_options", "weights_options"]
+__all__ = ["config_option", "config_with", "input_option", "model_arguments", "output_option", "screen_options", "weights_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -44,6 +44,12 @@ def output_option(default: str) -> Callable[[Command], Command]:
     return click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help=f"File to write; default: {default}.")
 
 
+def input_option(command: Command) -> Command:
+    """Add ``--input``."""
+    help_text = "Example input, batch first: image:2x3x224x224 or image:2x3x224x224:int64; several allowed. Default: from the samples."
+    return click.option("--input", "inputs", multiple=True, metavar="NAME:SHAPE[:DTYPE]", help=help_text)(command)
+
+
 def weights_options(command: Command) -> Command:
     """Add the options that choose the weights."""
     options = (
@@ -60,7 +66,13 @@ def weights_options(command: Command) -> Command:
 
 
 def config_with(
-    config_path: Path | None, *, checkpoint: Path | None = None, model: str | None = None, arguments: tuple[str, ...] = (), **sections: dict[str, Any]
+    config_path: Path | None,
+    *,
+    checkpoint: Path | None = None,
+    model: str | None = None,
+    arguments: tuple[str, ...] = (),
+    inputs: tuple[str, ...] = (),
+    **sections: dict[str, Any],
 ) -> Config:
     """Return the configuration of the folder with flags laid over it.
 
@@ -69,6 +81,7 @@ def config_with(
         checkpoint: overrides the checkpoint of the file; relative to the current folder.
         model: MODEL of the command line, overrides ``[model] factory``.
         arguments: ``key=value`` for the factory.
+        inputs: ``name:shape[:dtype]``, override ``[[model.inputs]]``.
         sections: section -> key -> value; None values are ignored.
     """
     from exporter.config import find_config, load_config
@@ -85,6 +98,8 @@ def config_with(
     flags: dict[str, dict[str, Any]] = {**sections, "": {"checkpoint": named}}
     if model is not None:
         flags["model"] = {"factory": _absolute_factory(model), "arguments": model_arguments(arguments)}
+    if inputs:
+        flags.setdefault("model", {})["inputs"] = [_input_table(text) for text in inputs]
     return load_config(path, base=None if path is not None else Path(), flags=flags)
 
 
@@ -103,6 +118,14 @@ def model_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
             raise click.UsageError(f"{text!r} is not of the form key=value")
         arguments[key] = value_from_text(value)
     return arguments
+
+
+def _input_table(text: str) -> dict[str, Any]:
+    name, shape, dtype = (*text.split(":"), "float32")[:3] if text.count(":") in {1, 2} else ("", "", "")
+    sizes = shape.split("x")
+    if not name or not all(size.isdigit() for size in sizes):
+        raise click.UsageError(f"{text!r} is not of the form NAME:SHAPE[:DTYPE], as in image:2x3x224x224")
+    return {"name": name, "shape": [int(size) for size in sizes], "dtype": dtype}
 
 
 def _absolute_factory(model: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import config_option, config_with, screen_options, weights_options
+from exporter.cli.options import config_option, config_with, input_option, screen_options, weights_options
 from exporter.cli.screen import Screen
 
 __all__ = ["command"]
@@ -15,6 +15,7 @@ __all__ = ["command"]
 @click.command("run")
 @click.argument("checkpoint", required=False, metavar="[CKPT]", type=click.Path(path_type=Path))
 @click.option("--model", metavar="MODEL", help="Code that builds the network, which runs: timm:NAME, package.module:callable, file.py:callable.")
+@input_option
 @click.option("--min-speedup", type=float, help="Speed-up over the unfused model that is required.")
 @click.option("--require-trt", is_flag=True, default=None, help="A machine without TensorRT or a GPU is exit status 6.")
 @weights_options
@@ -28,6 +29,7 @@ def command(
     model: str | None,
     min_speedup: float | None,
     require_trt: bool | None,
+    inputs: tuple[str, ...],
     config_path: Path | None,
     **weights: object,
 ) -> int:
@@ -48,6 +50,7 @@ def command(
         config_path,
         checkpoint=checkpoint,
         model=model,
+        inputs=inputs,
         weights=dict(weights),
         latency={"min_speedup": min_speedup},
         tensorrt={"required": require_trt},

@@ -25,7 +25,7 @@ def example_inputs(config: ModelConfig, samples: Samples | None) -> tuple[InputC
     if config.inputs:
         return tuple(_checked(entry, config.inputs) for entry in config.inputs)
     if samples is None:
-        help_text = 'give recorded samples ([samples] path = "samples.npz") or a shape: [[model.inputs]] name = "image", shape = [2, 3, 224, 224]'
+        help_text = 'give recorded samples ([samples] path = "samples.npz") or a shape: --input image:2x3x224x224, [[model.inputs]] in exporter.toml'
         raise ConfigError(
             "E311",
             "the shape of the model's input is not known",

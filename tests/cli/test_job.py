@@ -193,5 +193,10 @@ def test_commands_work_without_a_configuration(digits: Path, run_cli: RunCli, tm
     assert done.returncode == 0, done.stderr
     assert (folder / "digits.baked.safetensors").exists()
     done = run_cli("fuse-bn", f"{digits / 'model.py'}:build", "--checkpoint", digits / "digits.pt", cwd=folder)
-    assert done.returncode in {2, 4, 5}, "without samples or [[model.inputs]] the input cannot be known"
-    assert "[[model.inputs]]" in done.stderr
+    assert done.returncode == 2, "without samples or --input the input cannot be known"
+    assert "--input" in done.stderr
+    arguments = [f"{digits / 'model.py'}:build", "--checkpoint", digits / "digits.pt", "--input", "image:2x1x8x8", "--check"]
+    done = run_cli("fuse-bn", *arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "random inputs only" in done.stdout
+    assert (folder / "digits.fused.pt2").exists()

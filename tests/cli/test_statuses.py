@@ -31,6 +31,7 @@ RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
         pytest.param(["bake-ema", "digits.pt", "--ema", "other"], 4, "model_ema", id="no such average"),
         pytest.param(["fuse-bn", "model.py:biuld"], 2, "build", id="misspelt factory"),
         pytest.param(["fuse-bn", "none.py:build"], 2, "none.py", id="missing model file"),
+        pytest.param(["fuse-bn", "--input", "image:2xbig"], 2, "NAME:SHAPE", id="no shape"),
         pytest.param(["fuse-bn", "model.py:build", "width"], 2, "key=value", id="no key=value"),
         pytest.param(["fuse-bn", "model.py:build", "width=8"], 4, "stem.0.weight", id="the weights do not fit"),
         pytest.param(["check", "none.onnx"], 4, "none.onnx", id="missing artefact"),
@@ -101,11 +102,11 @@ def test_options_are_frozen() -> None:
     common = ["--json", "--quiet"]
     weights = ["--allow-cold", "--allow-nonfinite", "--decay", "--dtype", "--ema", "--weights"]
     expected = {
-        "run": ["--config", "--min-speedup", "--model", "--require-trt", *weights],
+        "run": ["--config", "--input", "--min-speedup", "--model", "--require-trt", *weights],
         "inspect": ["--decay", "--depth", "--digest", "--tree"],
         "bake-ema": ["--config", "--output", *weights],
-        "fuse-bn": ["--check", "--checkpoint", "--config", "--keep", "--output", *weights],
-        "export-onnx": ["--checkpoint", "--config", "--opset", "--output", "--static-batch", *weights],
+        "fuse-bn": ["--check", "--checkpoint", "--config", "--input", "--keep", "--output", *weights],
+        "export-onnx": ["--checkpoint", "--config", "--input", "--opset", "--output", "--static-batch", *weights],
         "build-trt": ["--config", "--optimization-level", "--output", "--profile", "--python", "--tf32", "--workspace-mib"],
         "check": ["--config"],
         "bench": ["--batch", "--config", "--min-speedup", "--rounds", "--threads"],
