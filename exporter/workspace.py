@@ -32,6 +32,9 @@ Progress: TypeAlias = Callable[[str, int, int], bool]
 """Called with what is going on, steps done and steps in all; returning False asks the work to stop."""
 
 
+_NAME_A_MODEL = 'name the code that builds it: factory = "timm:resnet50", "package.module:callable" or "path/to/file.py:callable"'
+
+
 def _silent(what: str, done: int, total: int) -> bool:  # noqa: ARG001 - the signature of Progress
     return True
 
@@ -97,8 +100,11 @@ class Workspace:
         """The model with ``auto`` replaced by what the trainer wrote into the checkpoint.
 
         Raises:
-            ConfigError: ``auto`` was asked for and the checkpoint does not say which model it belongs to.
+            ConfigError: no model is named (E708), or ``auto`` was asked for and the checkpoint does not say which model it
+                belongs to (E706).
         """
+        if not self.config.model.factory:
+            raise ConfigError("E708", "no model is named", facts={"at": "model -> factory", "found": "an empty text"}, help=_NAME_A_MODEL)
         if self.config.model.factory != "auto":
             return self.config.model
         if not self.reading.model:
@@ -106,7 +112,7 @@ class Workspace:
                 "E706",
                 "the checkpoint does not say which model it belongs to",
                 facts={"file": self.checkpoint.path, "layout": self.reading.layout, "at": "model -> factory", "found": "auto"},
-                help='name the code that builds it: factory = "timm:resnet50", "package.module:callable" or "path/to/file.py:callable"',
+                help=_NAME_A_MODEL,
             )
         return self.config.model.model_copy(update={"factory": self.reading.model})
 
@@ -169,7 +175,8 @@ class Workspace:
         path = self._path("fold", ".fused.pt2")
         weights = self.weights
         with _Record(self, "fold") as record:
-            inputs = example_inputs(self.model, self.samples)
+            model = self.model
+            inputs = example_inputs(model, self.samples)
             identity = model_identity(self.model, base=self.config.base)
             key = graph_key(weights.digest, identity, inputs, self.model.outputs, self.config.fold)
             graph, state = load_graph(path, key=key), "up to date"
