@@ -163,15 +163,18 @@ Node: TypeAlias = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """A file as written by training: a tree of plain values and tensor references.
+    """A file, or several that belong together, as written by training: a tree of plain values and tensor references.
 
     Attributes:
-        container: ``torch zip`` or ``safetensors``.
+        path: what the user named: the file, or the folder or index of several.
+        container: ``torch zip``, ``safetensors``, ...
+        size_bytes: of all files together.
         root: the tree; for safetensors a flat mapping of names to tensors.
         globals: every global that the file names, in order of first use.
         calls: the globals that the file would have *called* and that are not among those which trainers write;
             key path -> global. A stage refuses such a file; ``exporter inspect`` shows it.
         metadata: what the container itself says (safetensors ``__metadata__``, torch zip version and byte order).
+        files: every file that was read or that tensors stand in, where ``path`` is not the only one; else empty.
     """
 
     path: Path
@@ -181,6 +184,7 @@ class Checkpoint:
     globals: tuple[GlobalRef, ...] = ()
     calls: Mapping[str, GlobalRef] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
 
 def walk(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:

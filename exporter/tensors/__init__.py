@@ -5,6 +5,7 @@ What several stages share and none owns. Nothing here imports NumPy or torch bef
 
 from __future__ import annotations
 
+from exporter.tensors.digests import checkpoint_digest
 from exporter.tensors.dtypes import DTYPES, Dtype, dtype_from_safetensors, numpy_dtype
 from exporter.tensors.reading import TensorReader, read_integer, read_tensor
 from exporter.tensors.safetensors_header import SafetensorsEntry, SafetensorsHeader, read_header
@@ -17,6 +18,7 @@ __all__ = [
     "SafetensorsEntry",
     "SafetensorsHeader",
     "TensorReader",
+    "checkpoint_digest",
     "dtype_from_safetensors",
     "header_bytes",
     "is_contiguous",

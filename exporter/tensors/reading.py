@@ -29,6 +29,9 @@ __all__ = ["CHUNK_BYTES", "TensorReader", "open_regular", "read_integer", "read_
 CHUNK_BYTES = 1 << 18
 """A multiple of every element size; its float64 copies fit a processor's cache, which bench/bake.py shows to matter."""
 
+MAX_OPEN_FILES = 64
+"""Open at once; an operating system gives a process some hundreds."""
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Open ``path`` for reading; never waits on a pipe or a device.
@@ -132,9 +135,14 @@ class TensorReader:
             yield memoryview(np.ascontiguousarray(view[row : row + rows]).tobytes())
 
     def _file(self, path: Path) -> BinaryIO:
-        if path not in self._files:
-            self._files[path] = self._stack.enter_context(open_regular(path))
-        return self._files[path]
+        """Return the open file; of a checkpoint in very many files the ones used last stay open."""
+        file = self._files.pop(path, None)
+        if file is None:
+            file = self._stack.enter_context(open_regular(path))
+            if len(self._files) >= MAX_OPEN_FILES:
+                self._files.pop(next(iter(self._files))).close()
+        self._files[path] = file
+        return file
 
 
 def read_tensor(ref: TensorRef, reader: TensorReader | None = None) -> NDArray[Any]:

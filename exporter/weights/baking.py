@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, BinaryIO
 from exporter import __version__
 from exporter.artifacts import BakeSummary, Checkpoint, Digest, EmaCandidate, Provenance, Weights
 from exporter.errors import CheckpointError, LayoutError
-from exporter.files import atomic_write, digest_of_file
+from exporter.files import atomic_write
 from exporter.tensors import DTYPES, TensorReader, header_bytes
+from exporter.tensors import checkpoint_digest as digest_of_checkpoint
 from exporter.tensors.dtypes import SHORT_NAMES
 from exporter.tensors.safetensors_writing import spec_size_bytes
 from exporter.weights.choice import check_health, choose_average, choose_raw, refuse_unreadable
@@ -72,7 +73,7 @@ def bake(
     else:
         plan = plan_raw(checkpoint, choose_raw(checkpoint, match), config)
     lineage = _lineage(checkpoint, match.layout, candidate)
-    pending = _digest_beside(checkpoint.path) if checkpoint_digest is None else None
+    pending = _digest_beside(checkpoint) if checkpoint_digest is None else None
     with atomic_write(output) as file:
         file.write(header_bytes(plan.specs, _metadata(lineage, _BLANK)))
         sums = _write_tensors(checkpoint, plan, config, file, progress)
@@ -122,16 +123,15 @@ def _write_tensors(
     return drifts
 
 
-def _digest_beside(path: Path) -> Future[Digest]:
-    """Take the file's digest in a thread that nobody waits for where baking is refused or interrupted."""
+def _digest_beside(checkpoint: Checkpoint) -> Future[Digest]:
+    """Take the checkpoint's digest in a thread that nobody waits for where baking is refused or interrupted."""
     pending: Future[Digest] = Future()
 
     def run() -> None:
         try:
-            pending.set_result(digest_of_file(path))
-        except OSError as err:
-            facts = {"file": path, "found": err.strerror or err}
-            pending.set_exception(CheckpointError("E103", "the checkpoint cannot be read", facts=facts))
+            pending.set_result(digest_of_checkpoint(checkpoint))
+        except CheckpointError as err:
+            pending.set_exception(err)
 
     threading.Thread(target=run, name="digest", daemon=True).start()
     return pending
@@ -169,5 +169,5 @@ def _cast_of(plan: BakePlan) -> str:
 
 
 def _refuse_overwriting(checkpoint: Checkpoint, output: Path) -> None:
-    if output.exists() and output.samefile(checkpoint.path):
+    if output.exists() and any(output.samefile(path) for path in checkpoint.files or (checkpoint.path,)):
         raise LayoutError("E215", "the output would overwrite the checkpoint; nothing was written", facts={"file": output}, help="-o another name")
