@@ -29,19 +29,20 @@ Exit statuses, the same for every command:
 """
 
 
-def _walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-    yield name, command
+def _walk(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[tuple[str, click.Context]]:
+    settings = {"max_content_width": 110, **command.context_settings, "terminal_width": 110, "color": False}
+    context = click.Context(command, info_name=name, parent=parent, **settings)
+    yield context.command_path, context
     if isinstance(command, click.Group):
-        for child in command.list_commands(click.Context(command)):
-            found = command.get_command(click.Context(command), child)
+        for child in command.list_commands(context):
+            found = command.get_command(context, child)
             if found is not None and not found.hidden:
-                yield from _walk(found, f"{name} {child}")
+                yield from _walk(found, child, context)
 
 
 def cli_page(main: click.Command) -> str:
     """Return the page for the command tree below ``main``."""
     parts = [HEAD]
-    for name, command in _walk(main, "exporter"):
-        context = click.Context(command, info_name=name, terminal_width=110, max_content_width=110, color=False)
-        parts.append(f"## `{name}`\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
+    for name, context in _walk(main, "exporter"):
+        parts.append(f"## `{name}`\n\n```text\n{context.command.get_help(context).rstrip()}\n```\n")
     return "\n".join(parts)
