@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from exporter.artifacts import Checkpoint
+from exporter.checkpoint.folder_kinds import open_folder
+from exporter.checkpoint.plain_pickle import read_pickle
 from exporter.checkpoint.recognition import Container, recognise
 from exporter.checkpoint.safetensors_file import read_safetensors
+from exporter.checkpoint.torch_legacy import read_torch_legacy
 from exporter.checkpoint.torch_zip import read_torch_zip
 from exporter.errors import CheckpointError
 from exporter.tensors.reading import open_regular
 
 __all__ = ["open_checkpoint"]
+
+_READERS: dict[Container, Callable[[BinaryIO, Path], Checkpoint]] = {
+    Container.TORCH_ZIP: read_torch_zip,
+    Container.SAFETENSORS: read_safetensors,
+    Container.TORCH_LEGACY: read_torch_legacy,
+    Container.PICKLE: read_pickle,
+}
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -22,12 +34,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     with the calls listed in ``Checkpoint.calls``, so that it can be looked at; later stages refuse it.
 
     Raises:
-        CheckpointError: E101 to E115: the file is missing, damaged, or no container that is read here; the message says what
+        CheckpointError: E1xx: the file is missing, damaged, or no container that is read here; the message says what
             it looks like.
     """
     path = Path(path)
+    if path.is_dir():
+        return open_folder(path)
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise CheckpointError("E106", "the checkpoint is empty", facts={"file": path, "found": "0 bytes"})
-        container = recognise(file, path)
-        return read_safetensors(file, path) if container is Container.SAFETENSORS else read_torch_zip(file, path)
+        return _READERS[recognise(file, path)](file, path)

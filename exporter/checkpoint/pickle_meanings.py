@@ -21,10 +21,16 @@ from exporter.tensors.views import MAX_DIMENSIONS, num_spanned
 if TYPE_CHECKING:
     from exporter.checkpoint.pickle_ops import Unpickler
 
-__all__ = ["MEANINGS", "STORAGE_DTYPES", "MalformedPickle", "TypedStorage", "check_key"]
+__all__ = ["MEANINGS", "STORAGE_DTYPES", "MalformedPickle", "Meaning", "TypedStorage", "check_key"]
 
-
-_PROBLEMS = {"E111": "goes beyond a limit", "E112": "describes a tensor that does not fit its bytes", "E113": "holds an unknown dtype"}
+_PROBLEMS = {
+    "E104": "ends in the middle of a tensor",
+    "E108": "was written in another byte order",
+    "E111": "goes beyond a limit",
+    "E112": "describes a tensor that does not fit its bytes",
+    "E113": "holds an unknown dtype",
+    "E131": "holds a tensor whose bytes cannot be pointed at",
+}
 
 
 class MalformedPickle(ValueError):
@@ -64,6 +70,14 @@ STORAGE_DTYPES: dict[str, str] = {
         "QInt8": "qint8",
         "QUInt8": "quint8",
         "QInt32": "qint32",
+        "Float8_e4m3fn": "float8_e4m3fn",  # from here on in TorchScript only
+        "Float8_e5m2": "float8_e5m2",
+        "Float8_e4m3fnuz": "float8_e4m3fnuz",
+        "Float8_e5m2fnuz": "float8_e5m2fnuz",
+        "Float8_e8m0fnu": "float8_e8m0fnu",
+        "UInt16": "uint16",
+        "UInt32": "uint32",
+        "UInt64": "uint64",
     }.items()
 } | {"torch.storage.UntypedStorage": "untyped", "torch.UntypedStorage": "untyped"}
 """Storage class -> dtype of its elements; ``untyped`` where the tensor says it."""
@@ -165,7 +179,7 @@ def _bytes(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
     if len(args) == 2:
         return _encoded(unpickler, args)
     (content,) = args
-    if not isinstance(content, bytes):
+    if not isinstance(content, bytes) and type(content) is not StorageRef:  # a long run of bytes stays where it is
         raise MalformedPickle("bytes made of something else than bytes")
     return content
 
@@ -226,6 +240,21 @@ def _from_type(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
     return replace(tensor, is_parameter=True) if isinstance(tensor, TensorRef) and str(kind).endswith("Parameter") else tensor
 
 
+def _persistent_class(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
+    """``_reconstruct_persistent_obj(meta)`` of EDM and StyleGAN: the object's state, and the source of its class as text.
+
+    Their loader executes that source. Here it stays a string among the record's arguments.
+    """
+    callee = GlobalRef("torch_utils.persistence", "_reconstruct_persistent_obj")
+    meta = args[0] if len(args) == 1 else None
+    name = meta.get("class_name") if isinstance(meta, Mapping) else None
+    if not isinstance(meta, Mapping) or meta.get("type") != "class" or not isinstance(name, str) or not name.isidentifier():
+        record = ObjectRef(callee, args, is_call=True)
+        unpickler.record_call(callee, record)
+        return record
+    return ObjectRef(GlobalRef(callee.module, name), (meta.get("module_src"),), meta.get("state"))
+
+
 def _counts(value: Node) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)) or len(value) > MAX_DIMENSIONS:
         raise MalformedPickle("a shape that is no short tuple", code="E112")
@@ -254,5 +283,6 @@ MEANINGS: dict[str, Meaning] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _from_type,
+    "torch_utils.persistence._reconstruct_persistent_obj": _persistent_class,
 }
 """Callable -> what builds its result."""

@@ -1,8 +1,9 @@
 """The inert unpickler: a pickle's opcodes, protocols 0 to 5, without importing or calling anything that it names.
 
-``pickletools.genops`` splits the bytes into opcodes and arguments; this machine keeps the stack and the memo. A global becomes
-a ``GlobalRef``. Calling, instantiating and setting state make an ``ObjectRef`` that remembers the arguments, unless the
-callable is one of the few whose result we build ourselves (``pickle_meanings``). There is no way from here to ``import``.
+``pickletools.genops``, or a ``PickleStream`` where the pickle stands inside a larger file, splits the bytes into opcodes and
+arguments; this machine keeps the stack and the memo. A global becomes a ``GlobalRef``. Calling, instantiating and setting
+state make an ``ObjectRef`` that remembers the arguments, unless the callable is one of the few whose result we build
+ourselves (``pickle_meanings``). There is no way from here to ``import``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 
 from exporter.artifacts import GlobalRef, Node, ObjectRef
 from exporter.checkpoint.pickle_benign import BENIGN_CALLS, is_benign_instance
-from exporter.checkpoint.pickle_meanings import MEANINGS, MalformedPickle, TypedStorage
+from exporter.checkpoint.pickle_meanings import MEANINGS, MalformedPickle, Meaning
 from exporter.checkpoint.pickle_stack import StackMachine
+from exporter.checkpoint.pickle_stream import PickleStream
 
 __all__ = ["MalformedPickle", "Unpickler"]
 
@@ -33,19 +35,23 @@ class Unpickler(StackMachine):
     """Reads one pickle into a tree.
 
     Args:
-        content: the whole pickle.
+        content: the whole pickle, or the stream that it comes next in.
         persistent: what stands behind a persistent id (a storage); None where the pickle may have none.
+        meanings: callables whose result is built, beyond those of every pickle.
 
     Attributes:
         globals: every global named, in order of first use.
     """
 
-    def __init__(self, content: bytes, *, persistent: Callable[[Node], TypedStorage] | None = None) -> None:
+    def __init__(
+        self, content: bytes | PickleStream, *, persistent: Callable[[Node], Node] | None = None, meanings: Mapping[str, Meaning] | None = None
+    ) -> None:
         super().__init__()
         self._content = content
         self._persistent = persistent
+        self._meanings = {**MEANINGS, **meanings} if meanings else MEANINGS
         self._interned: dict[tuple[str, str], GlobalRef] = {}
-        self._budget = 4 * len(content) + 4096
+        self._spent = 0
         self.globals: list[GlobalRef] = []
 
     def load(self) -> Node:
@@ -61,7 +67,7 @@ class Unpickler(StackMachine):
         except (ValueError, IndexError, TypeError, OverflowError, RecursionError) as err:
             # ValueError and OverflowError come from genops; IndexError and TypeError from a stack or arguments that do not fit
             raise MalformedPickle(f"{type(err).__name__}: {str(err)[:120]}") from err
-        if self.position + 1 != len(self._content):
+        if isinstance(self._content, bytes) and self.position + 1 != len(self._content):
             raise MalformedPickle(f"{len(self._content) - self.position - 1} bytes after its end")
         if self._below or len(self._stack) != 1:
             raise MalformedPickle("an end with values left over")
@@ -70,7 +76,8 @@ class Unpickler(StackMachine):
 
     def _run(self) -> None:
         handlers = {name.removeprefix("_op_").upper(): getattr(self, name) for name in dir(self) if name.startswith("_op_")}
-        for opcode, arg, position in pickletools.genops(self._content):
+        stream = self._content
+        for opcode, arg, position in pickletools.genops(stream) if isinstance(stream, bytes) else stream.operations():
             name = opcode.name
             self.position = position or 0
             if name in _PUSHED:
@@ -88,8 +95,9 @@ class Unpickler(StackMachine):
 
     def spend(self, count: int) -> None:
         """Count elements copied from one container into another; a small pickle must not grow without bound."""
-        self._budget -= count
-        if self._budget < 0:
+        self._spent += count
+        size = len(self._content) if isinstance(self._content, bytes) else self._content.num_read
+        if self._spent > 4 * size + 4096:
             raise MalformedPickle("more copies of its own values than the pickle has bytes", code="E111")
 
     # ---- globals, calls, instances, state
@@ -183,8 +191,8 @@ class Unpickler(StackMachine):
             return self._instance(args[0], () if args[2] is None else args[2:])
         if name == "copyreg.__newobj_ex__" and len(args) == 3 and isinstance(args[1], tuple):
             return self._instance(args[0], (*args[1], args[2]) if args[2] else args[1])
-        if name in MEANINGS:
-            return MEANINGS[name](self, args)
+        if name in self._meanings:
+            return self._meanings[name](self, args)
         record = ObjectRef(callee, args, is_call=True)
         if name not in BENIGN_CALLS:
             self.record_call(callee, record)
@@ -194,8 +202,8 @@ class Unpickler(StackMachine):
         """Return what stands for ``kind.__new__(kind, *args)``."""
         if not isinstance(kind, GlobalRef) or not isinstance(args, tuple):
             raise MalformedPickle(f"an instance of a {type(kind).__name__}")
-        if str(kind) in MEANINGS:
-            return MEANINGS[str(kind)](self, args)
+        if str(kind) in self._meanings:
+            return self._meanings[str(kind)](self, args)
         record = ObjectRef(kind, args)
         if not is_benign_instance(kind):
             self.record_call(kind, record)

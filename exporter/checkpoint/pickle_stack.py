@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.artifacts import GlobalRef, Node, ObjectRef
+from exporter.artifacts import GlobalRef, Node, ObjectRef, StorageRef
 from exporter.checkpoint.pickle_meanings import MalformedPickle, check_key
 
 __all__ = ["StackMachine"]
@@ -169,5 +169,5 @@ class StackMachine:
         else:
             raise MalformedPickle(f"members added to a {type(target).__name__}")
 
-    def _op_bytearray8(self, content: bytearray) -> None:
-        self._stack.append(bytes(content))
+    def _op_bytearray8(self, content: bytearray | bytes | StorageRef) -> None:
+        self._stack.append(bytes(content) if isinstance(content, bytearray) else content)

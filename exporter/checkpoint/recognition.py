@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO
 
+from exporter.checkpoint.torch_legacy import LEGACY_START
 from exporter.errors import CheckpointError
 
 __all__ = ["Container", "recognise"]
-
-_LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # LONG1 0x1950a86a20f9469cfc6c, STOP: torch.save before 1.6
-_SAVE_AGAIN = "on a machine that trusts it, load and torch.save it again with torch 1.6 or later"
 
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, or a scientific data set)", ""),
@@ -34,6 +33,8 @@ class Container(enum.Enum):
 
     TORCH_ZIP = "torch zip"
     SAFETENSORS = "safetensors"
+    TORCH_LEGACY = "torch legacy"
+    PICKLE = "pickle"
 
 
 def recognise(file: BinaryIO, path: Path) -> Container:
@@ -48,21 +49,21 @@ def recognise(file: BinaryIO, path: Path) -> Container:
         return Container.TORCH_ZIP
     if len(head) > 8 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= max(size, 1 << 27):
         return Container.SAFETENSORS
+    if re.match(LEGACY_START, head, re.DOTALL):
+        return Container.TORCH_LEGACY
+    if head[:1] == b"\x80" and b"\x02" <= head[1:2] <= b"\x05":
+        return Container.PICKLE
     looks_like, remedy = _describe(head, os.pread(file.fileno(), 22, max(0, size - 22)))
-    facts = {"file": path, "found": looks_like, "expected": "a torch zip file (torch.save of torch 1.6 or later) or safetensors"}
+    facts = {"file": path, "found": looks_like, "expected": "a file of torch.save, safetensors, or a pickle"}
     raise CheckpointError("E105", "the checkpoint is in a container that is not read", facts=facts, help=remedy)
 
 
-def _describe(head: bytes, tail: bytes) -> tuple[str, str]:  # noqa: PLR0911 - one line per kind of file
+def _describe(head: bytes, tail: bytes) -> tuple[str, str]:
     for signature, name, remedy in _SIGNATURES:
         if head.startswith(signature):
             return name, remedy
     if head[257:262] == b"ustar":
         return "a tar archive (torch.save before 0.1.10, or a packed folder)", "unpack it first, if it is a packed folder"
-    if head[:1] == b"\x80" and head[2:].startswith(_LEGACY_MAGIC):
-        return "a checkpoint of torch before 1.6, or of _use_new_zipfile_serialization=False", _SAVE_AGAIN
-    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
-        return "a plain pickle, not written by torch.save", _SAVE_AGAIN
     if tail.startswith(b"PK\x05\x06"):
         return "a zip archive with something in front of it", ""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")

@@ -116,6 +116,28 @@ def test_payload_never_runs_and_is_seen(form: str, canary: Path, write_zip, tmp_
     assert not canary.exists()
 
 
+@pytest.mark.parametrize("container", ["pickle", "torch legacy"])
+@pytest.mark.parametrize("form", [form for form in FORMS if FORMS[form]("").startswith(b"\x80")])
+def test_payload_never_runs_in_other_containers(form: str, container: str, canary: Path, tmp_path: Path) -> None:
+    """The same bytes as a plain pickle, or as the tree of a file of torch before 1.6, do not run either."""
+    pickled = FORMS[form](f"touch {canary}")
+    if container == "torch legacy":
+        before = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+        pickled = before + pickled + pickle.dumps([], 2)
+    path = tmp_path / "made.pt"
+    path.write_bytes(pickled)
+    try:
+        checkpoint = open_checkpoint(path)
+    except CheckpointError as err:
+        assert err.code in {"E110", "E112", "E113"}  # noqa: PT017 - either way of refusing is right
+    else:
+        assert checkpoint.container == container
+        assert checkpoint.calls, "the call was not seen"
+        with pytest.raises(LayoutError, match="calls code"):
+            bake(checkpoint, BakeConfig(choice="raw"), tmp_path / "out.safetensors")
+    assert not canary.exists()
+
+
 @pytest.mark.parametrize("form", sorted(set(FORMS) - INERT_IN_PICKLE))
 def test_payload_is_real(form: str, canary: Path) -> None:
     """The same bytes given to Python's own pickle do create the canary: the test above can fail."""

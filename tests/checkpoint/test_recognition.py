@@ -18,13 +18,6 @@ from exporter.checkpoint import open_checkpoint
 from exporter.errors import CheckpointError
 
 
-def legacy() -> bytes:
-    """Return what torch.save wrote before 1.6."""
-    buffer = io.BytesIO()
-    torch.save({"w": torch.ones(2)}, buffer, _use_new_zipfile_serialization=False)
-    return buffer.getvalue()
-
-
 def tar() -> bytes:
     """Return a tar archive."""
     buffer = io.BytesIO()
@@ -34,8 +27,7 @@ def tar() -> bytes:
 
 
 FOREIGN = {
-    "torch before 1.6": (legacy(), "before 1.6"),
-    "plain pickle": (pickle.dumps({"a": 1}), "plain pickle"),
+    "pickle without a header": (pickle.dumps({"a": 1}, 0), "protocol 0"),
     "tar": (tar(), "tar archive"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "HDF5"),
     "gzip": (gzip.compress(b"x"), "gzip"),
@@ -59,6 +51,19 @@ def test_foreign_container_is_refused_by_name(case: str, tmp_path: Path) -> None
         open_checkpoint(path)
     assert refused.value.code == "E105"
     assert words in refused.value.facts["found"]
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors", "pkl", "ckpt", ""])
+@pytest.mark.parametrize("container", ["torch zip", "torch legacy", "pickle"])
+def test_content_decides(container: str, suffix: str, tmp_path: Path) -> None:
+    """Each container is recognised under any name."""
+    path = tmp_path / f"weights.{suffix}"
+    value = {"w": torch.ones(2)}
+    if container == "pickle":
+        path.write_bytes(pickle.dumps(value))
+    else:
+        torch.save(value, path, _use_new_zipfile_serialization=container == "torch zip")
+    assert open_checkpoint(path).container == container
 
 
 def test_suffix_does_not_matter(digits: Path) -> None:
