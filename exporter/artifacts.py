@@ -64,14 +64,19 @@ Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """A SHA-256 and what it was taken over."""
+    """A SHA-256 and what it was taken over.
+
+    Attributes:
+        of: ``file``: every byte; ``contents``: the structure of the file and the CRC-32 that stands for each run of bytes in it,
+            which tells an accident from the real thing, not an attack on the CRC-32; ``tensors``; ``settings``.
+    """
 
     hex: str
-    of: Literal["file", "tensors", "settings"] = "file"
+    of: Literal["file", "contents", "tensors", "settings"] = "file"
 
     def __str__(self) -> str:
-        """Return ``sha256:<hex>``."""
-        return f"sha256:{self.hex}"
+        """Return ``sha256:<hex>``, or ``contents-sha256:<hex>`` where it was not taken over all bytes of a file."""
+        return f"{'contents-' if self.of == 'contents' else ''}sha256:{self.hex}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
     """Library -> version: ``exporter``, ``torch``, ..."""
     lineage: Mapping[str, str] = field(default_factory=dict)
-    """Facts handed down from the checkpoint on: ``checkpoint``, ``checkpoint_sha256``, ``ema``, ``folded``, ..."""
+    """Facts handed down from the checkpoint on: ``checkpoint``, ``checkpoint_contents_sha256`` or ``checkpoint_sha256``, ``weights``, ..."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -174,6 +179,7 @@ class Checkpoint:
         calls: the globals that the file would have *called* and that are not among those which trainers write;
             key path -> global. A stage refuses such a file; ``exporter inspect`` shows it.
         metadata: what the container itself says (safetensors ``__metadata__``, torch zip version and byte order).
+        contents: what identifies the file without reading its tensors, where the container has a checksum for each of them.
         files: every file that was read or that tensors stand in, where ``path`` is not the only one; else empty.
     """
 
@@ -185,6 +191,7 @@ class Checkpoint:
     calls: Mapping[str, GlobalRef] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    contents: Digest | None = None
 
 
 def walk(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:

@@ -89,6 +89,10 @@ class BakeConfig(_Section):
         choice: ``ema`` or ``raw``; there is no fallback from one to the other.
         ema: name of the EMA candidate, needed where the checkpoint has several.
         decay: what training used, where the file does not say; it decides the health of the average.
+        drift: when the distance of the average from the raw weights is measured, for which the raw weights are read too: ``auto``
+            up to 256 MB of averaged weights, ``always``, ``never``.
+        digest: what identifies checkpoint and output: ``contents``, a SHA-256 over the structure and the CRC-32 of every tensor, or
+            ``file``, a SHA-256 over every byte, for which both are read once more.
         dtype: ``keep``, or a floating dtype that every floating tensor is cast to.
     """
 
@@ -97,6 +101,8 @@ class BakeConfig(_Section):
     decay: float | None = Field(default=None, gt=0, lt=1)
     allow_cold: bool = False
     allow_nonfinite: bool = False
+    drift: Literal["auto", "always", "never"] = "auto"
+    digest: Literal["contents", "file"] = "contents"
     dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
 
 

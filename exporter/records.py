@@ -11,17 +11,19 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from exporter.artifacts import Digest
 from exporter.errors import ArtifactError
 from exporter.files import digest_of_file, write_json
 
-__all__ = ["read_record", "record_path", "verify_record", "write_record"]
+__all__ = ["read_record", "record_path", "recorded_digest", "verify_record", "write_record"]
 
-SCHEMA = 1
+SCHEMA = 2
+
+Measure: TypeAlias = Callable[[Path], Digest]
 
 
 def record_path(path: Path) -> Path:
@@ -29,35 +31,47 @@ def record_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def write_record(path: Path, *, key: str, content: Mapping[str, Any]) -> Digest:
+def write_record(path: Path, *, key: str, content: Mapping[str, Any], digest: Digest | None = None) -> Digest:
     """Write the record of the artefact at ``path``, after the artefact itself.
 
     Args:
         key: digest of everything the artefact was made from; equal keys mean "up to date".
         content: JSON-able facts that the next stage needs.
+        digest: of the artefact, where the caller took it while writing.
 
     Returns:
-        The digest of the artefact's bytes.
+        The digest of the artefact.
     """
-    digest = digest_of_file(path)
-    body = {"schema": SCHEMA, "artefact": path.name, "sha256": digest.hex, "key": key, "content": dict(content)}
+    digest = digest if digest is not None else digest_of_file(path)
+    body = {"schema": SCHEMA, "artefact": path.name, "sha256": digest.hex, "of": digest.of, "key": key, "content": dict(content)}
     write_json(record_path(path), {**body, "hmac": _signature(body)})
     return digest
 
 
-def read_record(path: Path, *, key: str | None = None) -> dict[str, Any] | None:
+def read_record(path: Path, *, key: str | None = None, measure: Measure | None = None) -> dict[str, Any] | None:
     """Return the content of the record of ``path`` if artefact and record are there, whole, ours and made from ``key``.
 
     None means "make it again". No error is raised: whatever is wrong with a cached artefact, it is not used.
     """
     try:
-        return verify_record(path, key=key)
+        return verify_record(path, key=key, measure=measure)
     except ArtifactError:
         return None
 
 
-def verify_record(path: Path, *, key: str | None = None) -> dict[str, Any]:
+def recorded_digest(path: Path) -> Digest:
+    """Return the digest that the record of ``path`` holds; for an artefact that ``read_record`` or ``verify_record`` just verified."""
+    body = json.loads(record_path(path).read_text(encoding="utf-8"))
+    return Digest(body["sha256"], body["of"])
+
+
+def verify_record(path: Path, *, key: str | None = None, measure: Measure | None = None) -> dict[str, Any]:
     """Return the content of the record of ``path``.
+
+    Args:
+        path: the artefact.
+        key: what it must have been made from; anything where it is None.
+        measure: takes the ``contents`` digest of the artefact, for kinds of artefacts whose records may hold one.
 
     Raises:
         ArtifactError: no record (E721), not written on this machine or altered (E722), the artefact differs from its
@@ -65,17 +79,19 @@ def verify_record(path: Path, *, key: str | None = None) -> dict[str, Any]:
     """
     try:
         body = json.loads(record_path(path).read_text(encoding="utf-8"))
-        digest = digest_of_file(path).hex
+        if not path.is_file():
+            raise FileNotFoundError(path)
     except (OSError, ValueError) as err:
         raise ArtifactError("E721", "an artefact or its record is missing", facts={"file": path, "expected": record_path(path)}) from err
     signature = body.pop("hmac", "") if isinstance(body, dict) else ""
     if not isinstance(body, dict) or not hmac.compare_digest(str(signature), _signature(body)):
         facts = {"file": record_path(path), "expected": "a record keyed with this machine's secret"}
         raise ArtifactError("E722", "a record was not written on this machine, or was altered", facts=facts)
-    if body.get("sha256") != digest:
-        raise ArtifactError("E723", "an artefact differs from its record", facts={"file": path, "found": digest, "expected": body.get("sha256")})
-    if key is not None and body.get("key") != key:
+    if key is not None and body.get("key") != key:  # first, for reading the artefact takes time
         raise ArtifactError("E724", "an artefact was made from something else", facts={"file": path, "found": body.get("key"), "expected": key})
+    digest = (measure if measure is not None and body.get("of") == "contents" else digest_of_file)(path)
+    if (body.get("of"), body.get("sha256")) != (digest.of, digest.hex):
+        raise ArtifactError("E723", "an artefact differs from its record", facts={"file": path, "found": digest.hex, "expected": body.get("sha256")})
     content = body.get("content")
     return content if isinstance(content, dict) else {}
 

@@ -16,15 +16,14 @@ from exporter.artifacts import Checkpoint, Digest, Graph, LayoutReading, OnnxMod
 from exporter.checkpoint import open_checkpoint
 from exporter.config import BakeConfig, Config, ModelConfig
 from exporter.errors import ArtifactError, ConfigError, FoldError
-from exporter.files import digest_of_file
-from exporter.samples import Samples, read_samples
-from exporter.weights import bake, load_weights, read_layout, weights_key
+from exporter.weights import bake, identify, load_weights, read_layout, weights_key
 
 if TYPE_CHECKING:
     from torch import nn
     from typing_extensions import Self
 
     from exporter.engine import EngineSupport
+    from exporter.samples import Samples
 
 __all__ = ["Progress", "Workspace", "open_artefact"]
 
@@ -80,8 +79,8 @@ class Workspace:
 
     @functools.cached_property
     def checkpoint_digest(self) -> Digest:
-        """SHA-256 of the checkpoint's bytes."""
-        return digest_of_file(self.checkpoint.path)
+        """What identifies the checkpoint."""
+        return identify(self.checkpoint, self.config.weights.digest)
 
     @functools.cached_property
     def reading(self) -> LayoutReading:
@@ -93,6 +92,8 @@ class Workspace:
         """The recorded samples, None where none are configured."""
         if self.config.samples.path is None:
             return None
+        from exporter.samples import read_samples
+
         return read_samples(self.config.resolve(self.config.samples.path), labels=self.config.samples.labels)
 
     @functools.cached_property
@@ -274,7 +275,7 @@ class Workspace:
             if artefact is not None:
                 lineage.update(artefact.provenance.lineage)
                 if getattr(artefact, "digest", None) is not None:
-                    lineage[f"{name}_sha256"] = artefact.digest.hex
+                    lineage[f"{name}_contents_sha256" if artefact.digest.of == "contents" else f"{name}_sha256"] = artefact.digest.hex
         return lineage
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from exporter.artifacts import Checkpoint, GlobalRef, Node, StorageRef
+from exporter.artifacts import Checkpoint, Digest, GlobalRef, Node, StorageRef
 from exporter.checkpoint.pickle_calls import locate_calls
 from exporter.checkpoint.pickle_meanings import STORAGE_DTYPES, TypedStorage
 from exporter.checkpoint.pickle_ops import MalformedPickle, Unpickler
@@ -60,7 +61,21 @@ def read_torch_zip(file: BinaryIO, path: Path) -> Checkpoint:
         place = f"{root}/data.pkl, byte {unpickler.position}"
         facts = {"file": path, "at": place, "found": err}
         raise CheckpointError(err.code, f"the pickle in the checkpoint {err.problem}", facts=facts) from err
-    return Checkpoint(path, "torch zip", os.fstat(file.fileno()).st_size, tree, tuple(unpickler.globals), calls, metadata)
+    size = os.fstat(file.fileno()).st_size
+    contents = _contents_digest(members, pickled)
+    return Checkpoint(path, "torch zip", size, tree, tuple(unpickler.globals), calls, metadata, contents=contents)
+
+
+def _contents_digest(members: Mapping[str, Member], pickled: bytes) -> Digest:
+    """Return the SHA-256 over the pickle and, in the order of the file, name, size and CRC-32 of every member."""
+    digest = hashlib.sha256(b"exporter torch zip contents 1\0")
+    digest.update(len(pickled).to_bytes(8, "little"))
+    digest.update(pickled)
+    for name, member in members.items():
+        encoded = name.encode()
+        digest.update(b"".join(number.to_bytes(8, "little") for number in (len(encoded), member.size_bytes, member.crc32)))
+        digest.update(encoded)
+    return Digest(digest.hexdigest(), "contents")
 
 
 class _StorageFinder:

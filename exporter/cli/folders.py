@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exporter.cli.screen import Screen
 from exporter.config import Config, find_config
-from exporter.gates import Candidate, candidates_of, named_candidates
 from exporter.workspace import Workspace, open_artefact
+
+if TYPE_CHECKING:
+    from exporter.gates import Candidate
 
 __all__ = ["candidates_from", "workspace_of"]
 
@@ -27,6 +30,8 @@ def workspace_of(config: Config, screen: Screen, **outputs: Path | None) -> Work
 
 def candidates_from(paths: tuple[Path, ...], workspace: Workspace) -> tuple[Candidate, ...]:
     """Return the candidates that the user named, or every one that the configuration makes on this machine."""
+    from exporter.gates import candidates_of, named_candidates
+
     if paths:
         return named_candidates(tuple((path, open_artefact(path)) for path in paths), workspace.config)
     config = workspace.config

@@ -224,7 +224,11 @@ def _average_health(summary: BakeSummary) -> str:
 
 def _distance(summary: BakeSummary) -> str:
     if summary.drift_total is None:
-        return "unknown, the file has no raw weights"
+        return (
+            'not measured ([weights] drift = "always" measures it)'
+            if "raw weights" in summary.left_behind
+            else "unknown, the file has no raw weights"
+        )
     text = f"{units.error(summary.drift_total)} over all tensors"
     if summary.drift:
         largest = max(summary.drift, key=lambda drift: drift.relative)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,6 +17,7 @@ from typing_extensions import Self
 
 from exporter.artifacts import StorageRef, TensorRef
 from exporter.errors import CheckpointError
+from exporter.tensors.checksums import crc32
 from exporter.tensors.dtypes import DTYPES, numpy_dtype
 from exporter.tensors.views import is_contiguous, num_spanned, size_bytes
 
@@ -72,6 +72,25 @@ class TensorReader:
         """Close the files."""
         self._stack.close()
 
+    def whole_chunks(self, storage: StorageRef, take: Callable[[], memoryview]) -> Iterator[tuple[memoryview, memoryview]]:
+        """Yield all bytes of a storage with the buffer that each part lies in; ``take`` gives a buffer for every part.
+
+        The caller keeps a buffer as long as it needs it. The iteration must be finished, as that of ``chunks``.
+
+        Raises:
+            CheckpointError: the checksum is wrong (E109) or the file ended early (E104).
+        """
+        file, position, crc = self._file(storage.path), 0, 0
+        while position < storage.size_bytes:
+            buffer = take()
+            part = buffer[: min(len(buffer), storage.size_bytes - position)]
+            _read_exactly(file, storage, position, part)
+            if storage.crc32 is not None:
+                crc = crc32(part, crc)
+            position += len(part)
+            yield part, buffer
+        self._check(storage, crc)
+
     def chunks(self, ref: TensorRef, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memoryview]:
         """Yield the tensor's elements in row-major order, whole elements at a time.
 
@@ -101,21 +120,27 @@ class TensorReader:
             part = buffer[: min(len(buffer), stop - position)]
             _read_exactly(file, storage, position, part)
             if verify:
-                crc = zlib.crc32(part, crc)
+                crc = crc32(part, crc)
             first, last = max(begin - position, 0), min(end - position, len(part))
             if first < last:
                 yield part[first:last]
             position += len(part)
         if verify:
-            if crc != storage.crc32:
-                facts = {
-                    "file": storage.path,
-                    "at": f"storage {storage.key!r}, byte {storage.offset}",
-                    "found": f"CRC-32 {crc:08x}",
-                    "expected": f"{storage.crc32:08x}, as the file's own directory says",
-                }
-                raise CheckpointError("E109", "the checkpoint is damaged: a tensor's checksum is wrong", facts=facts)
-            self._verified.add(place)
+            self._check(storage, crc)
+
+    def _check(self, storage: StorageRef, crc: int) -> None:
+        """Compare the CRC-32 of all bytes of a storage with what its container says, if it says something."""
+        if storage.crc32 is None:
+            return
+        if crc != storage.crc32:
+            facts = {
+                "file": storage.path,
+                "at": f"storage {storage.key!r}, byte {storage.offset}",
+                "found": f"CRC-32 {crc:08x}",
+                "expected": f"{storage.crc32:08x}, as the file's own directory says",
+            }
+            raise CheckpointError("E109", "the checkpoint is damaged: a tensor's checksum is wrong", facts=facts)
+        self._verified.add((storage.path, storage.offset, storage.size_bytes))
 
     def _gathered(self, ref: TensorRef, chunk_bytes: int) -> Iterator[memoryview]:
         """Yield the elements of a strided view in row-major order, by rows of its first axis."""

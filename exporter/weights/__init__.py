@@ -7,7 +7,8 @@ the model's own names into a safetensors file. There is no fallback from average
 from __future__ import annotations
 
 from exporter.weights.baking import bake
+from exporter.weights.identity import identify
 from exporter.weights.reading import read_layout
 from exporter.weights.storing import load_weights, weights_key
 
-__all__ = ["bake", "load_weights", "read_layout", "weights_key"]
+__all__ = ["bake", "identify", "load_weights", "read_layout", "weights_key"]

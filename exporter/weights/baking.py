@@ -1,40 +1,42 @@
 """Baking: the chosen copy of the weights, under the model's own names, into a safetensors file.
 
 Bytes go from the checkpoint to the output in chunks: no tensor is held whole unless it is a strided view, and torch is not
-needed. The digest of the checkpoint is taken in a thread beside.
+needed. One thread reads and checks, another writes.
 """
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from exporter import __version__
 from exporter.artifacts import BakeSummary, Checkpoint, Digest, EmaCandidate, Provenance, Weights
-from exporter.errors import CheckpointError, LayoutError
+from exporter.errors import LayoutError
 from exporter.files import atomic_write
-from exporter.tensors import DTYPES, TensorReader, header_bytes
-from exporter.tensors import checkpoint_digest as digest_of_checkpoint
+from exporter.tensors import DTYPES, TensorReader, header_bytes, size_bytes
+from exporter.tensors.contents import contents_digest
 from exporter.tensors.dtypes import SHORT_NAMES
 from exporter.tensors.safetensors_writing import spec_size_bytes
 from exporter.weights.choice import check_health, choose_average, choose_raw, refuse_unreadable
 from exporter.weights.drift import DriftSums
+from exporter.weights.identity import identify, lineage_key
 from exporter.weights.left_behind import left_behind
 from exporter.weights.plan import BakePlan, plan_average, plan_raw
 from exporter.weights.reading import candidate_of, match_layout
 from exporter.weights.storing import store_record, weights_key
 from exporter.weights.streaming import stream_tensor
+from exporter.weights.writing_behind import WriterBehind
 
 if TYPE_CHECKING:
     from exporter.config import BakeConfig
 
 __all__ = ["bake"]
 
-_BLANK = Digest("0" * 64)
-"""Holds the place of the checkpoint's digest in the header while it is computed."""
+_MAX_DRIFT_BYTES = 256_000_000
+"""Averaged weights up to this size are compared with the raw ones unless that is decided: it takes them once more as long."""
 
 
 def bake(
@@ -54,7 +56,7 @@ def bake(
         config: which weights, in which dtype, and what is tolerated.
         output: the safetensors file to write.
         progress: called with bytes done and bytes in all.
-        checkpoint_digest: SHA-256 of the checkpoint's bytes, where the caller has it already.
+        checkpoint_digest: what identifies the checkpoint, where the caller has it already.
 
     Raises:
         LayoutError: E201 to E218: the weights asked for are not there, are ambiguous, do not fit together, or are not finite.
@@ -72,14 +74,14 @@ def bake(
         plan = plan_average(checkpoint, average, match.raw, config)
     else:
         plan = plan_raw(checkpoint, choose_raw(checkpoint, match), config)
-    lineage = _lineage(checkpoint, match.layout, candidate)
-    pending = _digest_beside(checkpoint) if checkpoint_digest is None else None
+    plan = plan if _measures_drift(plan, config) else BakePlan(tuple(replace(planned, twin=None) for planned in plan.tensors), plan.names)
+    digest = checkpoint_digest if checkpoint_digest is not None else identify(checkpoint, config.digest)
+    lineage = {**_lineage(checkpoint, match.layout, candidate), lineage_key(digest): digest.hex}
+    header = header_bytes(plan.specs, _metadata(lineage))
     with atomic_write(output) as file:
-        file.write(header_bytes(plan.specs, _metadata(lineage, _BLANK)))
-        sums = _write_tensors(checkpoint, plan, config, file, progress)
-        digest = pending.result() if pending is not None else checkpoint_digest or _BLANK
-        file.seek(0)
-        file.write(header_bytes(plan.specs, _metadata(lineage, digest)))  # as long as the blank one
+        file.write(header)
+        file.flush()
+        checksums, sums = _write_tensors(checkpoint, plan, config, file, progress)
     summary = BakeSummary(
         layout=match.layout,
         choice=lineage["weights"],
@@ -97,15 +99,16 @@ def bake(
         made_from={"checkpoint": str(digest)},
         settings=config.model_dump(mode="json"),
         versions={"exporter": __version__},
-        lineage=_with_digest(lineage, digest),
+        lineage=lineage,
     )
-    return store_record(output, weights_key(digest, config), plan.specs, summary, provenance)
+    written = contents_digest(header, checksums) if config.digest == "contents" else None
+    return store_record(output, weights_key(digest, config), plan.specs, summary, provenance, digest=written)
 
 
 def _write_tensors(
     checkpoint: Checkpoint, plan: BakePlan, config: BakeConfig, file: BinaryIO, progress: Callable[[int, int], None] | None
-) -> dict[str, DriftSums]:
-    """Write all tensors in order; return the drift of those that have a raw twin."""
+) -> tuple[list[int], dict[str, DriftSums]]:
+    """Write all tensors in order; return the CRC-32 of each, and the drift of those that have a raw twin."""
     total, done = sum(spec_size_bytes(spec) for spec in plan.specs), 0
 
     def advance(count: int) -> None:
@@ -114,27 +117,22 @@ def _write_tensors(
         if progress is not None:
             progress(done, total)
 
+    checksums: list[int] = []
     drifts: dict[str, DriftSums] = {}
-    with TensorReader() as reader:
+    with TensorReader() as reader, WriterBehind(file.fileno()) as target:
         for planned in plan.tensors:
-            sums = stream_tensor(planned, reader, file, path=checkpoint.path, allow_nonfinite=config.allow_nonfinite, advance=advance)
+            crc, sums = stream_tensor(planned, reader, target, path=checkpoint.path, allow_nonfinite=config.allow_nonfinite, advance=advance)
+            checksums.append(crc)
             if sums is not None:
                 drifts[planned.name] = sums
-    return drifts
+    file.seek(0, os.SEEK_END)
+    return checksums, drifts
 
 
-def _digest_beside(checkpoint: Checkpoint) -> Future[Digest]:
-    """Take the checkpoint's digest in a thread that nobody waits for where baking is refused or interrupted."""
-    pending: Future[Digest] = Future()
-
-    def run() -> None:
-        try:
-            pending.set_result(digest_of_checkpoint(checkpoint))
-        except CheckpointError as err:
-            pending.set_exception(err)
-
-    threading.Thread(target=run, name="digest", daemon=True).start()
-    return pending
+def _measures_drift(plan: BakePlan, config: BakeConfig) -> bool:
+    if config.drift == "auto":
+        return sum(size_bytes(planned.source) for planned in plan.tensors if planned.is_averaged) <= _MAX_DRIFT_BYTES
+    return config.drift == "always"
 
 
 def _total(drifts: Mapping[str, DriftSums]) -> float | None:
@@ -154,12 +152,8 @@ def _lineage(checkpoint: Checkpoint, layout: str, candidate: EmaCandidate | None
     return facts
 
 
-def _with_digest(lineage: Mapping[str, str], digest: Digest) -> dict[str, str]:
-    return {**lineage, "checkpoint_sha256": digest.hex}
-
-
-def _metadata(lineage: Mapping[str, str], digest: Digest) -> dict[str, str]:
-    return {"format": "pt"} | {f"exporter.{key}": value for key, value in _with_digest(lineage, digest).items()}
+def _metadata(lineage: Mapping[str, str]) -> dict[str, str]:
+    return {"format": "pt"} | {f"exporter.{key}": value for key, value in lineage.items()}
 
 
 def _cast_of(plan: BakePlan) -> str:

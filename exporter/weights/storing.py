@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from exporter import __version__
 from exporter.artifacts import BakeSummary, Digest, EmaCandidate, Provenance, TensorDrift, TensorSpec, Weights, to_json
-from exporter.files import digest_of_file, digest_of_settings
-from exporter.records import read_record, write_record
+from exporter.files import digest_of_settings
+from exporter.records import read_record, recorded_digest, write_record
+from exporter.tensors.contents import digest_of_contents
 
 if TYPE_CHECKING:
     from exporter.config import BakeConfig
@@ -26,10 +27,12 @@ def weights_key(checkpoint_digest: Digest, config: BakeConfig) -> str:
     return digest_of_settings(parts).hex
 
 
-def store_record(path: Path, key: str, specs: Sequence[TensorSpec], summary: BakeSummary, provenance: Provenance) -> Weights:
-    """Write the record of the baked weights at ``path`` and return the artefact."""
+def store_record(
+    path: Path, key: str, specs: Sequence[TensorSpec], summary: BakeSummary, provenance: Provenance, *, digest: Digest | None = None
+) -> Weights:
+    """Write the record of the baked weights at ``path`` and return the artefact; ``digest`` where it was taken while writing."""
     content = {"tensors": to_json(list(specs)), "summary": to_json(summary), "provenance": to_json(provenance)}
-    digest = write_record(path, key=key, content=content)
+    digest = write_record(path, key=key, content=content, digest=digest)
     return Weights(path, digest, tuple(specs), summary, provenance)
 
 
@@ -39,11 +42,11 @@ def load_weights(path: Path, *, key: str | None = None) -> Weights | None:
     They are returned only if the record beside them was written on this machine, fits their bytes, and was made from ``key``
     (any key where it is None).
     """
-    content = read_record(path, key=key)
+    content = read_record(path, key=key, measure=digest_of_contents)
     if content is None or set(content) != {"tensors", "summary", "provenance"} or content["provenance"].get("stage") != _STAGE:
         return None
     tensors = tuple(TensorSpec(item["name"], tuple(item["shape"]), item["dtype"]) for item in content["tensors"])
-    return Weights(path, digest_of_file(path), tensors, _summary(content["summary"]), Provenance(**content["provenance"]))
+    return Weights(path, recorded_digest(path), tensors, _summary(content["summary"]), Provenance(**content["provenance"]))
 
 
 def _summary(content: Mapping[str, Any]) -> BakeSummary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from exporter.checkpoint import open_checkpoint
 from exporter.config import BakeConfig
 from exporter.errors import ArtifactError, CheckpointError, LayoutError
 from exporter.files import digest_of_file
-from exporter.weights import bake, load_weights, weights_key
+from exporter.weights import bake, identify, load_weights, weights_key
 
 Baked = Callable[..., object]
 
@@ -80,10 +81,10 @@ def test_summary_and_provenance(digits: Path, baked: Baked) -> None:
     assert summary.drift_total == pytest.approx(total, rel=1e-12)
     assert summary.left_behind["optimizer"] == 75_368
     assert summary.size_bytes == weights.path.stat().st_size
-    digest = digest_of_file(path)
-    assert weights.provenance.made_from == {"checkpoint": str(digest)}
+    digest = identify(open_checkpoint(path))
+    assert weights.provenance.made_from == {"checkpoint": f"contents-sha256:{digest.hex}"}
     lineage = weights.provenance.lineage
-    assert (lineage["checkpoint"], lineage["checkpoint_sha256"], lineage["weights"]) == ("digits.pt", digest.hex, "ema:model_ema")
+    assert (lineage["checkpoint"], lineage["checkpoint_contents_sha256"], lineage["weights"]) == ("digits.pt", digest.hex, "ema:model_ema")
     assert (lineage["layout"], lineage["ema_updates"], lineage["ema_decay"]) == ("torch-averaged-model", "540", "0.98")
     with safetensors.safe_open(weights.path, "np") as file:
         metadata = file.metadata()
@@ -96,19 +97,79 @@ def test_same_input_same_bytes(digits: Path, tmp_path: Path) -> None:
     first = bake(open_checkpoint(path), config, tmp_path / "1.safetensors")
     (tmp_path / "elsewhere").mkdir()
     moved = path.rename(tmp_path / "elsewhere" / "digits.pt")
-    second = bake(open_checkpoint(moved), config, tmp_path / "2.safetensors", checkpoint_digest=digest_of_file(moved))
+    second = bake(open_checkpoint(moved), config, tmp_path / "2.safetensors", checkpoint_digest=identify(open_checkpoint(moved)))
     assert first.path.read_bytes() == second.path.read_bytes()
     assert first.digest == second.digest
+
+
+def test_digest_of_files_is_taken_where_it_is_asked_for(digits: Path, baked: Baked) -> None:
+    """With ``digest = "file"`` provenance and artefact hold the SHA-256 of every byte, under a name that says so."""
+    path = digits / "digits.pt"
+    weights, _ = baked(path, decay=0.98, digest="file")
+    digest = digest_of_file(path)
+    assert weights.provenance.made_from == {"checkpoint": f"sha256:{digest.hex}"}
+    assert weights.provenance.lineage["checkpoint_sha256"] == digest.hex
+    assert "checkpoint_contents_sha256" not in weights.provenance.lineage
+    assert weights.digest == digest_of_file(weights.path)
+    assert load_weights(weights.path) == weights
+
+
+def test_contents_are_another_where_a_tensor_is(digits: Path) -> None:
+    """The digest of the contents depends on every tensor, through its checksum, and on the pickle; not on the file's name."""
+    path = digits / "digits.pt"
+    before = identify(open_checkpoint(path))
+    assert before.of == "contents"
+    assert identify(open_checkpoint(path.rename(digits / "moved.pt"))) == before
+    content = torch.load(digits / "moved.pt")
+    torch.save(content, path)
+    same_name = identify(open_checkpoint(path))
+    content["model"]["stem.0.weight"].view(-1)[0] += 1
+    torch.save(content, path)
+    other_tensor = identify(open_checkpoint(path))
+    assert other_tensor != same_name
+    content["epoch"] = 10**6
+    torch.save(content, path)
+    assert identify(open_checkpoint(path)) not in {same_name, other_tensor}
+
+
+@pytest.mark.parametrize(
+    ("drift", "limit", "measured"),
+    [("auto", 10**9, True), ("auto", 1000, False), ("always", 1000, True), ("never", 10**9, False)],
+)
+def test_drift_is_measured_where_it_is_cheap(
+    drift: str, limit: int, measured: bool, digits: Path, baked: Baked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``auto`` leaves the raw weights unread where there are more averaged bytes than the limit; the output is the same."""
+    monkeypatch.setattr("exporter.weights.baking._MAX_DRIFT_BYTES", limit)
+    weights, arrays = baked(digits / "digits.pt", drift=drift)
+    assert (weights.summary.drift_total is not None) == bool(weights.summary.drift) == measured
+    for name, tensor in torch.load(digits / "digits.pt")["model_ema"].items():
+        if name.startswith("module.") and tensor.is_floating_point():
+            np.testing.assert_array_equal(arrays[name.removeprefix("module.")], tensor.numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_dtype_hides_what_is_not_finite(dtype: torch.dtype, value: float, baked: Baked) -> None:
+    """NaN and both infinities are found in every floating dtype, wherever they stand; the largest finite values pass."""
+    largest = torch.finfo(dtype).max
+    weight = torch.full((700_001,), largest, dtype=dtype)
+    weight[::2] = -largest
+    assert baked({"state_dict": {"weight": weight}}, choice="raw")[0].summary.num_copied == 1
+    weight[-1] = value
+    with pytest.raises(LayoutError) as caught:
+        baked({"state_dict": {"weight": weight}}, choice="raw")
+    assert caught.value.code == "E212"
 
 
 def test_record_gives_the_same_artefact_back(digits: Path, tmp_path: Path) -> None:
     """load_weights returns what bake returned for the same key, and None for another, or once a byte is changed."""
     config, path = BakeConfig(decay=0.98), digits / "digits.pt"
-    key = weights_key(digest_of_file(path), config)
+    key = weights_key(identify(open_checkpoint(path)), config)
     weights = bake(open_checkpoint(path), config, tmp_path / "w.safetensors")
     assert load_weights(weights.path, key=key) == weights
     assert load_weights(weights.path) == weights
-    assert load_weights(weights.path, key=weights_key(digest_of_file(path), BakeConfig())) is None
+    assert load_weights(weights.path, key=weights_key(identify(open_checkpoint(path)), BakeConfig())) is None
     with weights.path.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\xff")
