@@ -59,6 +59,7 @@ def weights_options(command: Command) -> Command:
         click.option("--allow-cold", is_flag=True, default=None, help="Accept an average that is still mostly the initial weights."),
         click.option("--allow-nonfinite", is_flag=True, default=None, help="Accept NaN and infinity in the weights."),
         click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16"]), help="Cast floating tensors; default: keep."),
+        click.option("--strip-prefix", metavar="PREFIX", help="Take what stands below PREFIX, under the names behind it: net."),
     )
     for option in reversed(options):
         command = option(command)

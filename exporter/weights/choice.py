@@ -43,7 +43,8 @@ def choose_average(checkpoint: Checkpoint, match: Match, config: BakeConfig) -> 
     """Return the average to bake.
 
     Raises:
-        LayoutError: there is none (E204), there are several (E205), or none has the name asked for (E206).
+        LayoutError: there is none (E204), there are several (E205), none has the name asked for (E206), or the only one is taken by name
+            alone (E225).
     """
     names = [average.name for average in match.averages]
     if not match.averages:
@@ -59,12 +60,17 @@ def choose_average(checkpoint: Checkpoint, match: Match, config: BakeConfig) -> 
         near = difflib.get_close_matches(config.ema, names, n=1)
         facts = {"file": checkpoint.path, "found": ", ".join(names), "expected": config.ema}
         raise LayoutError("E206", f"no EMA in this checkpoint is called {config.ema!r}", facts=facts, help=f"--ema {(near or names)[0]}")
-    if len(match.averages) > 1:
+    named = tuple(average for average in match.averages if not average.on_request)
+    if not named:
+        facts = {"file": checkpoint.path, "found": ", ".join(names), "meaning": match.averages[0].weights.remark}
+        help_text = f"--ema {names[0]} takes it on purpose, --weights raw the weights that were trained"
+        raise LayoutError("E225", "the only average here is a momentum encoder, which is taken only by name", facts=facts, help=help_text)
+    if len(named) > 1:
         rows = [_row(candidate_of(average, decay=config.decay)) for average in match.averages]
         facts = {"file": checkpoint.path, "found": "\n".join(rows)}
         help_text = f"choose one: {'  or  '.join(f'--ema {name}' for name in names)}"
         raise LayoutError("E205", "this checkpoint has several EMAs, and none was chosen", facts=facts, help=help_text)
-    return match.averages[0]
+    return named[0]
 
 
 def choose_raw(checkpoint: Checkpoint, match: Match) -> WeightSet:

@@ -37,14 +37,21 @@ class Average:
         name: what the user types after ``--ema``.
         updates: number of times that it was updated, None where the file does not say.
         buffers: ``in the average``: the copy holds every buffer, as the trainer averages or copies them;
-            ``may be absent``: a buffer that the copy lacks is taken from the raw weights.
+            ``may be absent``: a buffer that the copy lacks is taken from the raw weights; ``stale``: the copy holds buffers that
+            were never updated since it was made.
+        copied: names of the raw weights that the average lacks by the layout's own rule, taken from the raw weights.
+        on_request: taken only where the user names it: a momentum encoder is no average of weights to ship unless somebody says so.
+        is_nameless: the tensors stand in a list; their keys are ``[0]``, ``[1]``, ... until the model's order gives them names.
     """
 
     name: str
     weights: WeightSet
     schedule: Schedule = field(default_factory=Schedule)
     updates: int | None = None
-    buffers: Literal["in the average", "may be absent"] = "in the average"
+    buffers: Literal["in the average", "may be absent", "stale"] = "in the average"
+    copied: frozenset[str] = frozenset()
+    on_request: bool = False
+    is_nameless: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

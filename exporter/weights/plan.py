@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from exporter.artifacts import Checkpoint, TensorRef, TensorSpec
 from exporter.errors import CheckpointError, LayoutError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BakePlan", "Planned", "plan_average", "plan_raw"]
 
+_T = TypeVar("_T")
 _MAX_NAMES_SHOWN = 8
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _SMALL_BYTES = 1 << 24
@@ -62,8 +63,8 @@ def plan_average(checkpoint: Checkpoint, average: Average, raw: WeightSet | None
     """Plan the bake of an average.
 
     Floating tensors come from the average by name. Integers and booleans (counters) come from the raw weights where the file
-    has them: an average of a counter means nothing. A buffer that the average lacks comes from the raw weights if the layout
-    says that it may be absent.
+    has them: an average of a counter means nothing. What the average lacks comes from the raw weights if the layout says that it
+    may be absent.
 
     Raises:
         LayoutError: a tensor is missing (E207), extra (E208) or misshapen (E209), or is no plain tensor (E210).
@@ -100,7 +101,7 @@ def plan_raw(checkpoint: Checkpoint, raw: WeightSet, config: BakeConfig) -> Bake
 
 def _plan(checkpoint: Checkpoint, tensors: Mapping[str, tuple[TensorRef, bool, TensorRef | None]], config: BakeConfig) -> BakePlan:
     planned = {}
-    for name, (ref, is_averaged, twin) in tensors.items():
+    for name, (ref, is_averaged, twin) in _below_prefix(checkpoint, tensors, config.strip_prefix).items():
         dtype = config.dtype if config.dtype != "keep" and DTYPES[ref.dtype].kind == "float" else ref.dtype
         if not DTYPES[dtype].safetensors:
             facts = {"file": checkpoint.path, "at": name, "found": dtype}
@@ -117,6 +118,20 @@ def _plan(checkpoint: Checkpoint, tensors: Mapping[str, tuple[TensorRef, bool, T
     return plan
 
 
+def _below_prefix(checkpoint: Checkpoint, tensors: Mapping[str, _T], prefix: str) -> Mapping[str, _T]:
+    """Return the tensors whose names begin with ``prefix``, without it; what stands beside them stays in the checkpoint."""
+    if not prefix:
+        return tensors
+    below = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix) and name != prefix}
+    if not below:
+        prefixes = list(dict.fromkeys(name.partition(".")[0] + "." for name in tensors if "." in name))
+        facts = {"file": checkpoint.path, "found": _shown(prefixes) or _shown(list(tensors)), "expected": prefix}
+        near = difflib.get_close_matches(prefix, prefixes, n=1)
+        help_text = f"--strip-prefix {near[0]}" if near else "leave out --strip-prefix: the names are the model's own already"
+        raise LayoutError("E223", f"no tensor has a name that begins with {prefix!r}", facts=facts, help=help_text)
+    return below
+
+
 def _check_plain(checkpoint: Checkpoint, weights: WeightSet) -> None:
     if weights.others:
         name, node = next(iter(weights.others.items()))
@@ -129,6 +144,7 @@ def _check_same_names(checkpoint: Checkpoint, average: Average, raw: WeightSet) 
     averaged = average.weights.tensors
     extra = [name for name in averaged if name not in raw.tensors]
     missing = [name for name in raw.tensors if name not in averaged]
+    missing = [name for name in missing if name not in average.copied]
     if average.buffers == "may be absent":
         missing = [name for name in missing if not _is_buffer(name, raw.tensors[name])]
     facts = {"file": checkpoint.path, "at": average.weights.at or "the top of the file"}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from exporter.artifacts import Checkpoint, EmaCandidate, LayoutReading, TensorRef
+from exporter.artifacts import Checkpoint, EmaCandidate, LayoutReading, TensorRef, TensorSpec
 from exporter.tensors import size_bytes
 from exporter.weights.health import initial_share, state_of
 from exporter.weights.layout import Average, Match
-from exporter.weights.layouts import LAYOUTS
+from exporter.weights.layouts import layouts
+from exporter.weights.naming import name_in_order
 from exporter.weights.optimizer import optimizer_slots
 
 __all__ = ["candidate_of", "looked_at", "match_layout", "read_layout", "top_keys"]
@@ -17,7 +18,7 @@ __all__ = ["candidate_of", "looked_at", "match_layout", "read_layout", "top_keys
 _MAX_KEYS_SHOWN = 40
 
 
-def read_layout(checkpoint: Checkpoint, *, decay: float | None = None) -> LayoutReading:
+def read_layout(checkpoint: Checkpoint, *, decay: float | None = None, parameter_order: tuple[TensorSpec, ...] | None = None) -> LayoutReading:
     """Return what the checkpoint holds: averages, raw weights, optimizer slots.
 
     Reads nothing of the tensors but counters of one element. A layout that is recognised and not baked has no candidates and
@@ -26,17 +27,22 @@ def read_layout(checkpoint: Checkpoint, *, decay: float | None = None) -> Layout
     Args:
         checkpoint: from ``open_checkpoint``.
         decay: what training used, where the file does not say.
+        parameter_order: name and shape of every parameter of the model in its own order, for averages that are lists without names;
+            ``needs_parameter_order`` of the reading says whether there are any.
 
     Raises:
         CheckpointError: a counter is damaged (E104, E109).
-        LayoutError: names collide once prefixes are stripped (E216), or a pickled module contains itself (E217).
+        LayoutError: names collide once prefixes are stripped (E216), a pickled module contains itself (E217), ``parameter_order``
+            does not fit (E220), names were lost when the file was written (E221, E222), or a registered layout cannot be used (E224).
     """
     match = match_layout(checkpoint)
-    raw = match.raw
+    raw, averages = match.raw, match.averages
+    if parameter_order is not None:
+        averages = tuple(name_in_order(checkpoint, average, raw, parameter_order) for average in averages)
     refs = tuple(raw.tensors.values()) if raw is not None else ()
     return LayoutReading(
         layout=match.layout,
-        candidates=tuple(candidate_of(average, decay=decay) for average in match.averages),
+        candidates=tuple(candidate_of(average, decay=decay) for average in averages),
         raw_at=(raw.at or "the top of the file") if raw is not None else None,
         raw_num_tensors=len(refs),
         raw_size_bytes=sum(map(size_bytes, refs)),
@@ -47,13 +53,14 @@ def read_layout(checkpoint: Checkpoint, *, decay: float | None = None) -> Layout
         found=top_keys(checkpoint),
         model=match.model,
         remarks=match.remarks,
+        needs_parameter_order=any(average.is_nameless for average in averages),
     )
 
 
 def match_layout(checkpoint: Checkpoint) -> Match:
     """Return the first layout that matches, with the averages that other layouts see beside its own."""
     first: Match | None = None
-    for layout in LAYOUTS:
+    for layout in layouts():
         match = layout.read(checkpoint)
         if match is None:
             continue
@@ -61,18 +68,27 @@ def match_layout(checkpoint: Checkpoint) -> Match:
             first = match
         if first.refusal:
             break
-        known = [average.weights.at for average in first.averages]
+        known = [average.weights.at for average in first.averages] + ([first.raw.at] if first.raw is not None and first.raw.at else [])
         more = tuple(average for average in match.averages if not any(f"{average.weights.at}/".startswith(f"{at}/") for at in known))
         if more and match is not first and not match.refusal:
             first = replace(first, averages=(*first.averages, *more))
     return first if first is not None else Match("unknown")
 
 
+def _remark(average: Average) -> str:
+    reminders = []
+    if average.is_nameless:
+        reminders.append("a list without names: the order of the model's parameters is needed")
+    if average.on_request:
+        reminders.append(f"taken only by name: --ema {average.name}")
+    return "; ".join(filter(None, (average.weights.remark, *reminders)))
+
+
 def candidate_of(average: Average, *, decay: float | None = None) -> EmaCandidate:
     """Return the average as it is shown, with its health; ``decay`` counts where the file does not say one."""
     schedule = average.schedule.with_decay(decay)
     refs = tuple(average.weights.tensors.values())
-    remark = average.weights.remark
+    remark = _remark(average)
     if decay is not None and average.schedule.decay is not None and abs(average.schedule.decay - decay) > 1e-12:
         remark = "; ".join(filter(None, (remark, f"the file says decay {average.schedule.decay:.6g}; the {decay:.6g} given is not used")))
     return EmaCandidate(
@@ -92,7 +108,7 @@ def candidate_of(average: Average, *, decay: float | None = None) -> EmaCandidat
 
 def looked_at() -> tuple[str, ...]:
     """Return the keys that the layouts look for, each once, in the order of the table."""
-    return tuple(dict.fromkeys(key for layout in LAYOUTS for key in layout.looked_at))
+    return tuple(dict.fromkeys(key for layout in layouts() for key in layout.looked_at))
 
 
 def top_keys(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from exporter.artifacts import Node, ObjectRef, TensorRef
 from exporter.errors import LayoutError
+from exporter.tensors import DTYPES
 from exporter.weights.layout import WeightSet
 
-__all__ = ["as_weights", "child", "is_module", "own_names"]
+__all__ = ["as_weights", "child", "is_module", "own_names", "same_values"]
 
 MAX_MODULES = 100_000
 """Module paths visited in a pickled module; shared submodules count once for every path, as in torch's state dict."""
@@ -72,6 +73,23 @@ def own_names(weights: WeightSet, *, wrappers: int = 0, like: WeightSet | None =
         raise LayoutError("E216", f"two tensors would both be called {twice[0]!r}", facts=facts)
     tensors = {names[name]: ref for name, ref in weights.tensors.items()}
     return WeightSet(weights.at, tensors, {names[name]: node for name, node in weights.others.items()}, weights.remark)
+
+
+def same_values(one: WeightSet, other: WeightSet) -> bool:
+    """Return whether every floating tensor of ``one`` has the same bytes in ``other``, as far as the container's checksums tell.
+
+    Nothing is read: sizes, checksums and views are compared. False where the container has no checksums.
+    """
+    names = [name for name, ref in one.tensors.items() if DTYPES[ref.dtype].kind == "float"]
+    return bool(names) and all(name in other.tensors and _same_bytes(one.tensors[name], other.tensors[name]) for name in names)
+
+
+def _same_bytes(one: TensorRef, other: TensorRef) -> bool:
+    if (one.dtype, one.shape, one.strides, one.offset) != (other.dtype, other.shape, other.strides, other.offset):
+        return False
+    if one.storage == other.storage:
+        return True
+    return one.storage.crc32 is not None and (one.storage.crc32, one.storage.size_bytes) == (other.storage.crc32, other.storage.size_bytes)
 
 
 def _module_entries(module: Node, at: str) -> Iterator[tuple[str, Node]]:

@@ -1,22 +1,70 @@
 """The layouts, one module each.
 
-To add one: copy ``timm.py``, write a ``read`` function that returns a ``Match`` or None, and put its ``LAYOUT`` into the table.
-The first layout of the table that matches is taken, so a layout with a stricter signature stands above a looser one.
+To add one: copy ``timm.py``, write a ``read`` function that returns a ``Match`` or None, and put its ``LAYOUT`` into the table;
+``docs/adding-a-layout.md`` tells the rest. The first layout of the table that matches is taken, so a layout with a stricter
+signature stands above a looser one.
 """
 
 from __future__ import annotations
 
 from exporter.weights.layout import Layout
-from exporter.weights.layouts import averaged_model, named_dict, raw_only, refused, timm, torchvision, ultralytics
+from exporter.weights.layouts import (
+    averaged_model,
+    composer,
+    dit,
+    ema_pytorch,
+    fairseq,
+    k_diffusion,
+    lightning,
+    lit_ema,
+    mmcv,
+    mmengine,
+    momentum_encoder,
+    named_dict,
+    raw_only,
+    refused,
+    rt_detr,
+    shadow_backup,
+    shadow_params,
+    timm,
+    torchvision,
+    ultralytics,
+    yolox,
+)
+from exporter.weights.layouts.registered import registered_layouts, registered_versions
 
-__all__ = ["LAYOUTS"]
+__all__ = ["LAYOUTS", "layouts", "registered_versions"]
 
 LAYOUTS: tuple[Layout, ...] = (
+    lightning.LAYOUT,
+    mmengine.LAYOUT,
+    mmcv.LAYOUT,
+    composer.LAYOUT,
+    lit_ema.LAYOUT,
+    ema_pytorch.LAYOUT,
+    shadow_params.LAYOUT,
+    shadow_backup.LAYOUT,
     *refused.LAYOUTS,
     ultralytics.LAYOUT,
     timm.LAYOUT,
     torchvision.LAYOUT,
+    k_diffusion.LAYOUT,
+    rt_detr.LAYOUT,
+    yolox.LAYOUT,
+    dit.LAYOUT,
+    fairseq.LAYOUT,
     averaged_model.LAYOUT,
     named_dict.LAYOUT,
+    momentum_encoder.LAYOUT,
     raw_only.LAYOUT,
 )
+"""The built-in layouts, strictest first."""
+
+
+def layouts() -> tuple[Layout, ...]:
+    """Return the layouts that other distributions register, then the built-in ones.
+
+    Raises:
+        LayoutError: a registered one cannot be used (E224).
+    """
+    return (*registered_layouts(), *LAYOUTS)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping
 
 from exporter.artifacts import Node, ObjectRef, TensorRef
-from exporter.tensors import read_integer
+from exporter.tensors import TensorReader, read_integer
 
 __all__ = ["argument", "count", "number", "text"]
+
+_FLOATS = {"float64": "<d", "float32": "<f", "float16": "<e"}
 
 
 def argument(arguments: Node, name: str) -> Node:
@@ -25,11 +28,21 @@ def count(node: Node) -> int | None:
 
 
 def number(node: Node, *, above: float = 0.0, below: float = math.inf) -> float | None:
-    """Return a number between the bounds, None for anything else."""
+    """Return a number between the bounds, written as such or as a floating tensor of one element; None for anything else."""
+    if isinstance(node, TensorRef):
+        node = _single_float(node)
     if isinstance(node, bool) or not isinstance(node, (int, float)):
         return None
     value = float(node) if abs(node) < 1 << 63 else math.nan
     return value if above < value < below else None
+
+
+def _single_float(ref: TensorRef) -> float | None:
+    if ref.dtype not in _FLOATS or ref.num_elements != 1:
+        return None
+    with TensorReader() as reader:
+        content = b"".join(bytes(part) for part in reader.chunks(ref))
+    return float(struct.unpack(_FLOATS[ref.dtype], content)[0])
 
 
 def text(node: Node) -> str:

@@ -6,7 +6,7 @@ average often holds parameters only; buffers that it lacks are taken from the ra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from exporter.artifacts import Checkpoint, Node
 from exporter.weights.health import Schedule
@@ -17,15 +17,21 @@ from exporter.weights.state_dicts import as_weights, child, own_names
 
 __all__ = ["LAYOUT"]
 
-KEYS = ("ema", "model_ema", "ema_model", "ema_state_dict", "ema_params", "shadow")
+KEYS = (
+    "ema",
+    "model_ema",
+    "ema_model",  # ignite's EMAHandler, under the name that its documentation gives it
+    "ema_state_dict",
+    "ema_state",  # d2go: parameters first, then buffers
+    "ema_params",
+    "shadow",
+)
 INNER_KEYS = ("shadow", "module", "state_dict", "model", "ema_model", "params")
 COUNTERS = ("updates", "num_updates", "n_averaged", "step")
 DECAYS = ("decay", "ema_decay")
 
 _TOP_COUNTERS = ("updates", "num_updates", "ema_updates")  # at the top of a file `step` counts training steps
 _TOP_DECAYS = ("ema_decay",)
-_RAMP_KEYS = {"module", "updates", "warmups"}
-_RAMP = Schedule("ramp", 0.9999, 2000.0)
 
 
 def read(checkpoint: Checkpoint) -> Match | None:
@@ -52,8 +58,6 @@ def _counters(root: Node, node: Node) -> tuple[Schedule, int | None]:
     counts = [*(count(child(node, key)) for key in COUNTERS), *(count(child(root, key)) for key in _TOP_COUNTERS)]
     decay = next((value for value in numbers if value is not None), None)
     updates = next((value for value in counts if value is not None), None)
-    if isinstance(node, Mapping) and {"module", "updates"} <= node.keys() <= _RAMP_KEYS:  # the ModelEMA of the detectors after YOLOv5
-        return _RAMP, updates
     return Schedule("unknown" if decay is None else "constant", decay), updates
 
 

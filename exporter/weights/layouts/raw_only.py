@@ -10,9 +10,6 @@ __all__ = ["LAYOUT", "raw_weights"]
 
 KEYS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "weights", "params", "raw")
 
-_YOLOX = ("start_epoch", "model", "optimizer")
-_YOLOX_SCORES = ("best_ap", "curr_ap")
-
 
 def raw_weights(root: Node) -> WeightSet | None:
     """Return the raw weights under the first of the usual keys that holds any."""
@@ -32,9 +29,6 @@ def read(checkpoint: Checkpoint) -> Match | None:
     raw = raw_weights(root)
     if raw is None:
         return None
-    if all(child(root, key) is not None for key in _YOLOX) and any(child(root, key) is not None for key in _YOLOX_SCORES):
-        remark = "laid out as YOLOX does, which writes the average under `model`: probably averaged already, the file cannot tell"
-        return Match("yolox", raw=WeightSet(raw.at, raw.tensors, raw.others, remark))
     return Match("raw", raw=raw)
 
 

@@ -1,0 +1,30 @@
+"""k-diffusion's training script: ``model``, ``model_ema`` and the schedule of the average in ``ema_sched``.
+
+Parameters are averaged, buffers copied at every update. The decay follows clamp(1 - (1 + n / inv_gamma) ** -power, min, max),
+with all of its numbers in the file.
+"""
+
+from __future__ import annotations
+
+from exporter.artifacts import Checkpoint
+from exporter.weights.layout import Average, Layout, Match
+from exporter.weights.layouts.fields import count
+from exporter.weights.state_dicts import as_weights, child, own_names
+
+__all__ = ["LAYOUT"]
+
+RAW, EMA, SCHEDULE = "model", "model_ema", "ema_sched"
+
+
+def read(checkpoint: Checkpoint) -> Match | None:
+    """Recognise ``ema_sched`` with ``last_epoch`` beside ``model`` and ``model_ema``."""
+    root = checkpoint.root
+    raw, average = as_weights(child(root, RAW), RAW), as_weights(child(root, EMA), EMA)
+    epoch = child(child(root, SCHEDULE), "last_epoch")
+    if raw is None or average is None or epoch is None:
+        return None
+    raw = own_names(raw)
+    return Match("k-diffusion", (Average(EMA, own_names(average, like=raw), updates=count(epoch)),), raw)
+
+
+LAYOUT = Layout("k-diffusion", (SCHEDULE,), read)

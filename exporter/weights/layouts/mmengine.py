@@ -1,0 +1,36 @@
+"""mmengine's EMAHook: it swaps when it saves, so that ``ema_state_dict`` holds the raw weights and ``state_dict`` the average.
+
+The raw copy has the names and the counter ``steps`` of its averaged model: ``module.`` in front of every name. The first update
+copies. The decay is ``1 - momentum``; the momentum is not in the file.
+"""
+
+from __future__ import annotations
+
+from exporter.artifacts import Checkpoint
+from exporter.weights.health import Schedule
+from exporter.weights.layout import Average, Layout, Match, WeightSet
+from exporter.weights.layouts.fields import count
+from exporter.weights.state_dicts import as_weights, child, own_names
+
+__all__ = ["LAYOUT"]
+
+AVERAGE, RAW, COUNTER = "state_dict", "ema_state_dict", "steps"
+
+
+def read(checkpoint: Checkpoint) -> Match | None:
+    """Recognise ``ema_state_dict`` with ``steps`` and ``module.`` names beside ``state_dict``."""
+    root = checkpoint.root
+    average, labelled = as_weights(child(root, AVERAGE), AVERAGE), as_weights(child(root, RAW), RAW)
+    if average is None or labelled is None or COUNTER not in labelled.tensors:
+        return None
+    inner = {name: ref for name, ref in labelled.tensors.items() if name != COUNTER}
+    if not inner or not all(name.startswith("module.") for name in inner):
+        return None
+    average = own_names(average)
+    raw = own_names(WeightSet(RAW, inner, labelled.others), wrappers=1, like=average)
+    remark = "mmengine swaps when it saves: `state_dict` is the average, `ema_state_dict` the raw weights"
+    candidate = Average(AVERAGE, average, Schedule("first copies"), count(labelled.tensors[COUNTER]))
+    return Match("mmengine", (candidate,), raw, remarks=(remark,))
+
+
+LAYOUT = Layout("mmengine", (RAW,), read)

@@ -1,0 +1,54 @@
+"""Layouts that other distributions register through the entry point group ``exporter.layouts``.
+
+A distribution that is installed beside this one names its layouts in its own metadata; they are asked before the built-in ones.
+Installing it is the decision to run its code; nothing in a checkpoint can bring a layout with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from importlib.metadata import EntryPoint, entry_points
+
+from exporter.errors import LayoutError
+from exporter.weights.layout import Layout
+
+__all__ = ["registered_layouts", "registered_versions"]
+
+GROUP = "exporter.layouts"
+
+
+def registered_layouts() -> tuple[Layout, ...]:
+    """Return the layouts of other distributions, by name of their entry points.
+
+    Raises:
+        LayoutError: one cannot be imported, or is no ``Layout`` (E224).
+    """
+    return tuple(_load(entry) for entry in _entries(tuple(sys.path)))
+
+
+def registered_versions() -> tuple[str, ...]:
+    """Return ``entry point = distribution version`` for each: they decide how a checkpoint is read."""
+    return tuple(f"{entry.name} = {_distribution(entry)}" for entry in _entries(tuple(sys.path)))
+
+
+@functools.lru_cache(maxsize=1)
+def _entries(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:  # noqa: ARG001 - what is installed is decided by it
+    return tuple(sorted(entry_points(group=GROUP), key=lambda entry: entry.name))
+
+
+def _load(entry: EntryPoint) -> Layout:
+    facts: dict[str, object] = {"entry point": f"{entry.name} = {entry.value}", "distribution": _distribution(entry)}
+    help_text = "install a release that fits this version of exporter, or uninstall it"
+    try:
+        layout = entry.load()
+    except (ImportError, AttributeError) as err:
+        raise LayoutError("E224", "a registered layout cannot be used", facts={**facts, "found": err}, help=help_text) from err
+    if not isinstance(layout, Layout):
+        facts |= {"found": type(layout).__name__, "expected": "a Layout of exporter.weights.layout"}
+        raise LayoutError("E224", "a registered layout cannot be used", facts=facts, help=help_text)
+    return layout
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else "unknown"
