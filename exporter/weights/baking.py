@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from exporter import __version__
-from exporter.artifacts import BakeSummary, Checkpoint, Digest, EmaCandidate, Provenance, Weights
+from exporter.artifacts import BakeSummary, Checkpoint, Digest, EmaCandidate, Provenance, TensorSpec, Weights
 from exporter.errors import LayoutError
 from exporter.files import atomic_write
 from exporter.tensors import DTYPES, TensorReader, header_bytes, size_bytes
@@ -24,6 +24,7 @@ from exporter.weights.choice import check_health, choose_average, choose_raw, re
 from exporter.weights.drift import DriftSums
 from exporter.weights.identity import identify, lineage_key
 from exporter.weights.left_behind import left_behind
+from exporter.weights.naming import name_in_order
 from exporter.weights.plan import BakePlan, plan_average, plan_raw
 from exporter.weights.reading import candidate_of, match_layout
 from exporter.weights.storing import store_record, weights_key
@@ -46,6 +47,7 @@ def bake(
     *,
     progress: Callable[[int, int], None] | None = None,
     checkpoint_digest: Digest | None = None,
+    parameter_order: tuple[TensorSpec, ...] | None = None,
 ) -> Weights:
     """Write the weights that ``config`` chooses to ``output``, with a record beside it.
 
@@ -57,9 +59,10 @@ def bake(
         output: the safetensors file to write.
         progress: called with bytes done and bytes in all.
         checkpoint_digest: what identifies the checkpoint, where the caller has it already.
+        parameter_order: name and shape of every parameter of the model in its own order, for averages that are lists without names.
 
     Raises:
-        LayoutError: E201 to E218: the weights asked for are not there, are ambiguous, do not fit together, or are not finite.
+        LayoutError: E201 to E225: the weights asked for are not there, are ambiguous, do not fit together, or are not finite.
         CheckpointError: the bytes of a tensor are damaged (E104, E109).
         ArtifactError: ``output`` cannot be written (E711).
     """
@@ -68,7 +71,7 @@ def bake(
     _refuse_overwriting(checkpoint, output)
     candidate: EmaCandidate | None = None
     if config.choice == "ema":
-        average = choose_average(checkpoint, match, config)
+        average = name_in_order(checkpoint, choose_average(checkpoint, match, config), match.raw, parameter_order)
         candidate = candidate_of(average, decay=config.decay)
         check_health(checkpoint, candidate, config)
         plan = plan_average(checkpoint, average, match.raw, config)
@@ -101,8 +104,9 @@ def bake(
         versions={"exporter": __version__},
         lineage=lineage,
     )
+    key = weights_key(digest, config, parameter_order=parameter_order)
     written = contents_digest(header, checksums) if config.digest == "contents" else None
-    return store_record(output, weights_key(digest, config), plan.specs, summary, provenance, digest=written)
+    return store_record(output, key, plan.specs, summary, provenance, digest=written)
 
 
 def _write_tensors(

@@ -12,6 +12,7 @@ from exporter.artifacts import BakeSummary, Digest, EmaCandidate, Provenance, Te
 from exporter.files import digest_of_settings
 from exporter.records import read_record, recorded_digest, write_record
 from exporter.tensors.contents import digest_of_contents
+from exporter.weights.layouts import registered_versions
 
 if TYPE_CHECKING:
     from exporter.config import BakeConfig
@@ -21,9 +22,17 @@ __all__ = ["load_weights", "store_record", "weights_key"]
 _STAGE = "weights"
 
 
-def weights_key(checkpoint_digest: Digest, config: BakeConfig) -> str:
-    """Return the digest of everything that decides the baked bytes: the checkpoint, the settings and this version."""
+def weights_key(checkpoint_digest: Digest, config: BakeConfig, *, parameter_order: Sequence[TensorSpec] | None = None) -> str:
+    """Return the digest of everything that decides the baked bytes.
+
+    That is the checkpoint, the settings, this version, the layouts that other distributions register, and the order of the
+    model's parameters where a list without names needs it.
+    """
     parts = {"stage": _STAGE, "checkpoint": checkpoint_digest.hex, "config": config.model_dump(mode="json"), "exporter": __version__}
+    if parameter_order is not None:
+        parts["parameter order"] = to_json(list(parameter_order))
+    if registered := registered_versions():
+        parts["layouts"] = list(registered)
     return digest_of_settings(parts).hex
 
 
