@@ -43,6 +43,7 @@ __all__ = [
     "Refusal",
     "RefusalReason",
     "Report",
+    "ShardRef",
     "StageRecord",
     "StorageRef",
     "TensorDrift",
@@ -120,6 +121,8 @@ class TensorRef:
         dtype: torch's name without prefix: ``float32``, ``float16``, ``bfloat16``, ``int64``, ``bool``, ``float8_e4m3fn``, ...
         strides: in elements.
         offset: of the first element, in elements from the start of the storage.
+        shards: the boxes that it is put together from, where it was saved in parts; they tile it exactly. Its own storage then
+            only counts their bytes: there is no place in a file where they stand one after the other.
     """
 
     dtype: str
@@ -128,11 +131,20 @@ class TensorRef:
     offset: int
     storage: StorageRef
     is_parameter: bool = False
+    shards: tuple[ShardRef, ...] = ()
 
     @property
     def num_elements(self) -> int:
         """Return the number of elements of the view."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRef:
+    """One box of a tensor that was saved in parts: where it begins on every axis, and its elements."""
+
+    begin: tuple[int, ...]
+    tensor: TensorRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +297,8 @@ class LayoutReading:
     model: str = ""
     """A factory that the trainer wrote down (``timm:resnet50``), empty where there is none."""
     remarks: tuple[str, ...] = ()
+    needs_parameter_order: bool = False
+    """Whether an average is a list without names, which only the model's own order can name."""
 
 
 @dataclass(frozen=True, slots=True)

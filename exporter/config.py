@@ -94,6 +94,8 @@ class BakeConfig(_Section):
         digest: what identifies checkpoint and output: ``contents``, a SHA-256 over the structure and the CRC-32 of every tensor, or
             ``file``, a SHA-256 over every byte, for which both are read once more.
         dtype: ``keep``, or a floating dtype that every floating tensor is cast to.
+        strip_prefix: take only what stands below this prefix, under the names behind it: ``net.`` of a training module around the
+            model.
     """
 
     choice: Literal["ema", "raw"] = "ema"
@@ -104,6 +106,7 @@ class BakeConfig(_Section):
     drift: Literal["auto", "always", "never"] = "auto"
     digest: Literal["contents", "file"] = "contents"
     dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
+    strip_prefix: str = ""
 
 
 class FoldConfig(_Section):

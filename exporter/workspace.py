@@ -88,6 +88,20 @@ class Workspace:
         return read_layout(self.checkpoint, decay=self.config.weights.decay)
 
     @functools.cached_property
+    def parameter_order(self) -> tuple[TensorSpec, ...] | None:
+        """Name and shape of the model's parameters in its own order, where an average is a list without names and a model is known.
+
+        Raises:
+            ExportError: the model's code cannot be run.
+        """
+        if not self.reading.needs_parameter_order or (self.config.model.factory == "auto" and not self.reading.model):
+            return None
+        from exporter.factories import build_model
+
+        parameters = build_model(self.model, base=self.config.base).named_parameters()
+        return tuple(TensorSpec(name, tuple(parameter.shape), str(parameter.dtype).removeprefix("torch.")) for name, parameter in parameters)
+
+    @functools.cached_property
     def samples(self) -> Samples | None:
         """The recorded samples, None where none are configured."""
         if self.config.samples.path is None:
@@ -147,7 +161,8 @@ class Workspace:
         return self._bake(raw, self.folder / f"{self.stem}.raw.safetensors")[0]
 
     def _bake(self, config: BakeConfig, output: Path) -> tuple[Weights, Literal["made", "up to date"]]:
-        cached = load_weights(output, key=weights_key(self.checkpoint_digest, config))
+        order = self.parameter_order if config.choice == "ema" else None
+        cached = load_weights(output, key=weights_key(self.checkpoint_digest, config, parameter_order=order))
         if cached is not None:
             return cached, "up to date"
         made = bake(
@@ -156,6 +171,7 @@ class Workspace:
             output,
             checkpoint_digest=self.checkpoint_digest,
             progress=lambda done, total: self._tell("bake", done, total),
+            parameter_order=order,
         )
         return made, "made"
 
