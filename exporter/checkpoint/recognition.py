@@ -35,6 +35,7 @@ class Container(enum.Enum):
     SAFETENSORS = "safetensors"
     TORCH_LEGACY = "torch legacy"
     PICKLE = "pickle"
+    SHARDS = "safetensors in shards"
 
 
 def recognise(file: BinaryIO, path: Path) -> Container:
@@ -53,6 +54,8 @@ def recognise(file: BinaryIO, path: Path) -> Container:
         return Container.TORCH_LEGACY
     if head[:1] == b"\x80" and b"\x02" <= head[1:2] <= b"\x05":
         return Container.PICKLE
+    if head.lstrip(b" \t\r\n")[:1] == b"{":
+        return Container.SHARDS
     looks_like, remedy = _describe(head, os.pread(file.fileno(), 22, max(0, size - 22)))
     facts = {"file": path, "found": looks_like, "expected": "a file of torch.save, safetensors, or a pickle"}
     raise CheckpointError("E105", "the checkpoint is in a container that is not read", facts=facts, help=remedy)
@@ -70,7 +73,7 @@ def _describe(head: bytes, tail: bytes) -> tuple[str, str]:
     if text[:1] == b"<":
         return "an HTML or XML page: probably a download that ended on a web page", "download it again"
     if text[:1] in {b"{", b"["}:
-        return "JSON text (an index of several files, perhaps): give one of the files that hold tensors", ""
+        return "JSON text", ""
     if text and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
         return "text, or a pickle of protocol 0", ""
     if head[:1] == b"\x08" and b"pytorch" in head:
