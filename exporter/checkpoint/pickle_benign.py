@@ -19,6 +19,7 @@ BENIGN_CALLS: frozenset[str] = frozenset(
         *(f"torch._utils._rebuild_{what}" for what in ("device_tensor_from_numpy", "device_tensor_from_cpu_tensor", "xla_tensor")),
         "torch._tensor._rebuild_from_type",
         "torch.distributed.tensor._api._rebuild_dtensor",
+        "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING",
         *(f"{module}.{name}" for module in _NUMPY for name in ("scalar", "_reconstruct")),
         *(f"{module}._frombuffer" for module in ("numpy.core.numeric", "numpy._core.numeric")),
         "numpy.dtype",

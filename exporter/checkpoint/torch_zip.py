@@ -6,6 +6,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,11 +14,11 @@ from exporter.artifacts import Checkpoint, Digest, GlobalRef, Node, StorageRef
 from exporter.checkpoint.pickle_calls import locate_calls
 from exporter.checkpoint.pickle_meanings import STORAGE_DTYPES, TypedStorage
 from exporter.checkpoint.pickle_ops import MalformedPickle, Unpickler
-from exporter.checkpoint.zip_directory import Member, read_directory
+from exporter.checkpoint.zip_directory import Member, Window, read_directory
 from exporter.errors import CheckpointError
 from exporter.tensors.dtypes import DTYPES
 
-__all__ = ["MAX_PICKLE_BYTES", "read_torch_zip"]
+__all__ = ["MAX_PICKLE_BYTES", "TorchArchive", "read_torch_zip", "read_window"]
 
 MAX_PICKLE_BYTES = 1 << 28
 """A pickle holds structure; tensors stand beside it. The largest that trainers write have some tens of MB."""
@@ -42,17 +43,39 @@ def read_torch_zip(file: BinaryIO, path: Path) -> Checkpoint:
     Raises:
         CheckpointError: E105, E107 to E112 or E115.
     """
-    members = read_directory(file, path)
+    window = Window.of(file)
+    part = read_window(window, path)
+    return Checkpoint(path, "torch zip", window.size_bytes, part.tree, part.globals, part.calls, part.metadata, contents=part.contents)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TorchArchive:
+    """What one archive of torch.save holds; the fields are those of ``Checkpoint``."""
+
+    tree: Node
+    globals: tuple[GlobalRef, ...]
+    calls: Mapping[str, GlobalRef]
+    metadata: Mapping[str, str]
+    contents: Digest
+
+
+def read_window(window: Window, path: Path) -> TorchArchive:
+    """Return what the torch zip archive in ``window``, a file or a part of one, holds.
+
+    Raises:
+        CheckpointError: E105, E107 to E112 or E115.
+    """
+    members = read_directory(window, path)
     root = _root_folder(members, path)
     metadata = {}
     for label in ("version", "byteorder", ".format_version"):
         if f"{root}/{label}" in members:
-            text = _content(file, members[f"{root}/{label}"], path, limit=64)
+            text = _content(window.descriptor, members[f"{root}/{label}"], path, limit=64)
             metadata[label.removeprefix(".")] = text.decode("ascii", "replace").strip()
     if metadata.get("byteorder", "little") != "little":
         facts = {"file": path, "found": metadata["byteorder"], "expected": "little"}
         raise CheckpointError("E108", "the checkpoint was written in another byte order", facts=facts)
-    pickled = _content(file, members[f"{root}/data.pkl"], path, limit=MAX_PICKLE_BYTES)
+    pickled = _content(window.descriptor, members[f"{root}/data.pkl"], path, limit=MAX_PICKLE_BYTES)
     unpickler = Unpickler(pickled, persistent=_StorageFinder(members, root, path))
     try:
         tree = unpickler.load()
@@ -61,9 +84,7 @@ def read_torch_zip(file: BinaryIO, path: Path) -> Checkpoint:
         place = f"{root}/data.pkl, byte {unpickler.position}"
         facts = {"file": path, "at": place, "found": err}
         raise CheckpointError(err.code, f"the pickle in the checkpoint {err.problem}", facts=facts) from err
-    size = os.fstat(file.fileno()).st_size
-    contents = _contents_digest(members, pickled)
-    return Checkpoint(path, "torch zip", size, tree, tuple(unpickler.globals), calls, metadata, contents=contents)
+    return TorchArchive(tree, tuple(unpickler.globals), calls, metadata, _contents_digest(members, pickled))
 
 
 def _contents_digest(members: Mapping[str, Member], pickled: bytes) -> Digest:
@@ -129,11 +150,11 @@ def _root_folder(members: Mapping[str, Member], path: Path) -> str:
     raise CheckpointError("E105", "the checkpoint is in a container that is not read", facts=facts)
 
 
-def _content(file: BinaryIO, member: Member, path: Path, *, limit: int) -> bytes:
+def _content(descriptor: int, member: Member, path: Path, *, limit: int) -> bytes:
     if member.size_bytes > limit:
         facts = {"file": path, "at": member.name, "found": f"{member.size_bytes} bytes", "expected": f"at most {limit}"}
         raise CheckpointError("E111", "a part of the checkpoint is larger than any trainer writes it", facts=facts)
-    content = os.pread(file.fileno(), member.size_bytes, member.offset)
+    content = os.pread(descriptor, member.size_bytes, member.offset)
     if len(content) != member.size_bytes or zlib.crc32(content) != member.crc32:
         facts = {"file": path, "at": member.name, "found": f"CRC-32 {zlib.crc32(content):08x}", "expected": f"{member.crc32:08x}"}
         raise CheckpointError("E109", "the checkpoint is damaged: a checksum is wrong", facts=facts)

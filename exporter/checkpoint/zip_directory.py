@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from exporter.errors import CheckpointError
 
-__all__ = ["Member", "read_directory"]
+__all__ = ["Member", "Window", "read_directory"]
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -31,6 +31,24 @@ _METHOD_STORED = 0
 _MAX_DIRECTORY_BYTES = 1 << 26
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _SYSTEM_UNIX, _MODE_TYPE, _MODE_LINK = 3, 0o170000, 0o120000
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A run of bytes of an open file that is an archive by itself: the whole file, or one item of a larger one."""
+
+    descriptor: int
+    start: int
+    size_bytes: int
+
+    @classmethod
+    def of(cls, file: BinaryIO) -> Window:
+        """Return the whole of an open file."""
+        return cls(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
+    def read(self, count: int, at: int) -> bytes:
+        """Return up to ``count`` bytes from byte ``at`` of the window on, none beyond its end."""
+        return os.pread(self.descriptor, max(0, min(count, self.size_bytes - at)), self.start + at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +74,26 @@ class _Refused(ValueError):
     """A reason to refuse the archive."""
 
 
-def read_directory(file: BinaryIO, path: Path) -> dict[str, Member]:
-    """Return the members of the zip archive in the open file, by name, in the order of the file.
+def read_directory(window: Window, path: Path) -> dict[str, Member]:
+    """Return the members of the zip archive in ``window``, by name, in the order of the file.
 
     Raises:
         CheckpointError: E107, saying what is wrong and with which member.
     """
     try:
-        return _read(file.fileno(), os.fstat(file.fileno()).st_size)
+        return _read(window)
     except _Refused as err:
         facts = {"file": path, "found": err, "expected": "a zip file as torch.save writes it"}
         raise CheckpointError("E107", "the zip archive of the checkpoint is damaged or was tampered with", facts=facts) from err
 
 
-def _read(descriptor: int, file_size: int) -> dict[str, Member]:
-    count, start, size, end = _find_directory(descriptor, file_size)
+def _read(window: Window) -> dict[str, Member]:
+    count, start, size, end = _find_directory(window)
     if start + size != end:
         raise _Refused(f"a directory at bytes {start} to {start + size} that should end at {end}")
     if size > _MAX_DIRECTORY_BYTES:
         raise _Refused(f"a directory of {size} bytes")
-    content = os.pread(descriptor, size, start)
+    content = window.read(size, start)
     entries = sorted(_central_entries(content, count), key=lambda entry: entry.header_offset)
     members: dict[str, Member] = {}
     position = 0
@@ -86,29 +104,29 @@ def _read(descriptor: int, file_size: int) -> dict[str, Member]:
         if entry.header_offset != position:
             kind = "bytes that belong to no member" if entry.header_offset > position else "an overlap"
             raise _Refused(f"{kind} before {name!r}, at byte {position}")
-        members[name], position = _local_member(descriptor, entry, name, start)
+        members[name], position = _local_member(window, entry, name, start)
     if position != start:
         raise _Refused(f"bytes that belong to no member before the directory, at byte {position}")
     return members
 
 
-def _find_directory(descriptor: int, file_size: int) -> tuple[int, int, int, int]:
+def _find_directory(window: Window) -> tuple[int, int, int, int]:
     """Return the number of entries, where the directory starts, its size, and where it must end."""
-    at = file_size - _END.size
+    at = window.size_bytes - _END.size
     if at < 0:
-        raise _Refused(f"{file_size} bytes, too few for a zip archive")
-    magic, disk, start_disk, here, count, size, start, comment = _END.unpack(os.pread(descriptor, _END.size, at))
+        raise _Refused(f"{window.size_bytes} bytes, too few for a zip archive")
+    magic, disk, start_disk, here, count, size, start, comment = _END.unpack(window.read(_END.size, at))
     if magic != b"PK\x05\x06" or comment:
         raise _Refused("no end of the directory at the end of the file: it is cut short, or something was appended")
     if disk or start_disk or here != count:
         raise _Refused("an archive in several parts")
-    locator = os.pread(descriptor, _LOCATOR64.size, at - _LOCATOR64.size) if at >= _LOCATOR64.size else b""
+    locator = window.read(_LOCATOR64.size, at - _LOCATOR64.size) if at >= _LOCATOR64.size else b""
     if not locator.startswith(b"PK\x06\x07"):
         return count, start, size, at
     _, disk, at64, disks = _LOCATOR64.unpack(locator)
     if disk or disks != 1 or at64 + _END64.size != at - _LOCATOR64.size:
         raise _Refused("a zip64 locator that points elsewhere than right before itself")
-    magic, length, _, _, disk, start_disk, here64, count64, size64, start64 = _END64.unpack(os.pread(descriptor, _END64.size, at64))
+    magic, length, _, _, disk, start_disk, here64, count64, size64, start64 = _END64.unpack(window.read(_END64.size, at64))
     if magic != b"PK\x06\x06" or length != _END64.size - 12 or disk or start_disk or here64 != count64:
         raise _Refused("a damaged zip64 end of the directory")
     if count not in {count64, _MAX16} or size not in {size64, _MAX32} or start not in {start64, _MAX32}:
@@ -162,13 +180,13 @@ def _widened(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, in
     return size, packed, offset
 
 
-def _local_member(descriptor: int, entry: _Central, name: str, limit: int) -> tuple[Member, int]:
+def _local_member(window: Window, entry: _Central, name: str, limit: int) -> tuple[Member, int]:
     """Return the member and the position after it; its local header and descriptor must agree with the directory."""
-    header = os.pread(descriptor, _LOCAL.size, entry.header_offset)
+    header = window.read(_LOCAL.size, entry.header_offset)
     if len(header) < _LOCAL.size or not header.startswith(b"PK\x03\x04"):
         raise _Refused(f"no local header for {name!r} at byte {entry.header_offset}")
     _, _, flags, method, _, _, crc32, packed, size, len_name, len_extra = _LOCAL.unpack(header)
-    local_name = os.pread(descriptor, len_name, entry.header_offset + _LOCAL.size)
+    local_name = window.read(len_name, entry.header_offset + _LOCAL.size)
     if local_name != entry.name or flags != entry.flags or method != _METHOD_STORED:
         raise _Refused(f"a local header that disagrees with the directory about {name!r}")
     deferred = bool(flags & _FLAG_DESCRIPTOR)
@@ -179,12 +197,12 @@ def _local_member(descriptor: int, entry: _Central, name: str, limit: int) -> tu
     end = start + entry.size_bytes
     if end > limit:
         raise _Refused(f"the member {name!r} reaching into the directory")
-    after = end + (_descriptor_size(descriptor, entry, name, end) if deferred else 0)
-    return Member(name, start, entry.size_bytes, entry.crc32), after
+    after = end + (_descriptor_size(window, entry, name, end) if deferred else 0)
+    return Member(name, window.start + start, entry.size_bytes, entry.crc32), after
 
 
-def _descriptor_size(descriptor: int, entry: _Central, name: str, at: int) -> int:
-    block = os.pread(descriptor, 24, at)
+def _descriptor_size(window: Window, entry: _Central, name: str, at: int) -> int:
+    block = window.read(24, at)
     for form in (struct.Struct("<4sLLL"), struct.Struct("<4sLQQ")):
         if len(block) >= form.size and form.unpack_from(block) == (b"PK\x07\x08", entry.crc32, entry.size_bytes, entry.size_bytes):
             return form.size

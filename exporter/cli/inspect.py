@@ -33,12 +33,12 @@ def command(screen: Screen, /, checkpoint: Path, decay: float | None, tree: bool
     """
     from exporter.checkpoint import open_checkpoint
     from exporter.errors import printable
-    from exporter.files import digest_of_file
+    from exporter.tensors import checkpoint_digest
     from exporter.weights import read_layout
 
     opened = open_checkpoint(checkpoint)
     reading = read_layout(opened, decay=decay)
-    sha256 = digest_of_file(checkpoint).hex if digest else None
+    sha256 = checkpoint_digest(opened).hex if digest else None
     lines = [
         *_header(opened, reading, sha256),
         *_weights(reading),

@@ -19,6 +19,7 @@ from exporter.artifacts import StorageRef, TensorRef
 from exporter.errors import CheckpointError
 from exporter.tensors.checksums import crc32
 from exporter.tensors.dtypes import DTYPES, numpy_dtype
+from exporter.tensors.shards import bands, narrow
 from exporter.tensors.views import is_contiguous, num_spanned, size_bytes
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ class TensorReader:
         """
         if ref.num_elements == 0:
             return
-        if is_contiguous(ref):
+        if ref.shards:
+            yield from self._joined(ref, chunk_bytes)
+        elif is_contiguous(ref):
             begin = ref.offset * DTYPES[ref.dtype].size_bytes
             yield from self._range(ref.storage, begin, begin + size_bytes(ref), chunk_bytes)
         else:
@@ -115,10 +118,9 @@ class TensorReader:
         position, stop = (0, storage.size_bytes) if verify else (begin, end)
         buffer = memoryview(bytearray(min(chunk_bytes, stop - position)))
         crc = 0
-        file = self._file(storage.path)
         while position < stop:
             part = buffer[: min(len(buffer), stop - position)]
-            _read_exactly(file, storage, position, part)
+            _read_exactly(self._file(storage.path), storage, position, part)
             if verify:
                 crc = crc32(part, crc)
             first, last = max(begin - position, 0), min(end - position, len(part))
@@ -158,6 +160,26 @@ class TensorReader:
         rows = max(1, chunk_bytes // (size_bytes(ref) // ref.shape[0]))
         for row in range(0, ref.shape[0], rows):
             yield memoryview(np.ascontiguousarray(view[row : row + rows]).tobytes())
+
+    def _joined(self, ref: TensorRef, chunk_bytes: int) -> Iterator[memoryview]:
+        """Yield the elements of a tensor saved in parts: band by band along its first axis, the boxes of a band side by side."""
+        import numpy as np
+
+        item = DTYPES[ref.dtype].size_bytes
+        for begin, end, shards in bands(ref):
+            if len(shards) == 1:
+                yield from self.chunks(narrow(shards[0], begin, end), chunk_bytes=chunk_bytes)
+                continue
+            rows = max(1, chunk_bytes // (size_bytes(ref) // ref.shape[0]))
+            for first in range(begin, end, rows):
+                last = min(first + rows, end)
+                band = np.empty((last - first, *ref.shape[1:]), np.dtype((np.void, item)))
+                for shard in shards:
+                    part = narrow(shard, first, last)
+                    content = b"".join(bytes(chunk) for chunk in self.chunks(part, chunk_bytes=chunk_bytes))
+                    place = tuple(slice(start, start + size) for start, size in zip(shard.begin[1:], part.shape[1:], strict=True))
+                    band[(slice(None), *place)] = np.frombuffer(content, band.dtype).reshape(part.shape)
+                yield memoryview(band.tobytes())
 
     def _file(self, path: Path) -> BinaryIO:
         """Return the open file; of a checkpoint in very many files the ones used last stay open."""

@@ -24,7 +24,9 @@ def num_spanned(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 
 
 def is_contiguous(ref: TensorRef) -> bool:
-    """Return whether the elements stand in row-major order without gaps; axes of length 1 do not matter."""
+    """Return whether the elements stand in row-major order without gaps in one storage; axes of length 1 do not matter."""
+    if ref.shards:
+        return False
     if 0 in ref.shape:
         return True
     expected = 1

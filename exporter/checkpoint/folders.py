@@ -1,0 +1,40 @@
+"""Files of a checkpoint that is a folder: each is named plainly, stands in that folder, and is no link to elsewhere."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from exporter.artifacts import Node
+from exporter.errors import CheckpointError
+from exporter.tensors.reading import open_regular
+
+__all__ = ["is_plain_name", "open_member"]
+
+
+def is_plain_name(name: Node) -> bool:
+    """Return whether ``name`` names a file right in its folder: one printable step, neither absolute nor escaping."""
+    return isinstance(name, str) and 0 < len(name) <= 255 and name.isprintable() and name not in {".", ".."} and not {"/", "\\"} & set(name)
+
+
+def open_member(folder: Path, name: str) -> BinaryIO:
+    """Open the file ``name`` of the checkpoint in ``folder``.
+
+    Raises:
+        CheckpointError: the name leads out of the folder (E116), or the file is missing (E101), no regular file (E102) or cannot
+            be read (E103).
+    """
+    if not is_plain_name(name):
+        facts = {"file": folder, "found": repr(name)[:120], "expected": "the name of a file in the same folder"}
+        raise CheckpointError("E116", "the checkpoint leads to a file outside its folder", facts=facts)
+    path = folder / name
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        mode = 0  # opening it says what is wrong
+    if stat.S_ISLNK(mode):
+        facts = {"file": path, "found": "a symbolic link", "expected": "a regular file"}
+        raise CheckpointError("E116", "the checkpoint leads to a file outside its folder", facts=facts)
+    return open_regular(path)
