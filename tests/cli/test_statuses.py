@@ -104,7 +104,7 @@ def test_options_are_frozen() -> None:
     expected = {
         "run": ["--config", "--input", "--min-speedup", "--model", "--require-trt", *weights],
         "inspect": ["--decay", "--depth", "--digest", "--tree"],
-        "bake-ema": ["--config", "--output", *weights],
+        "bake-ema": ["--config", "--model", "--output", *weights],
         "fuse-bn": ["--check", "--checkpoint", "--config", "--input", "--keep", "--output", *weights],
         "export-onnx": ["--checkpoint", "--config", "--input", "--opset", "--output", "--static-batch", *weights],
         "build-trt": ["--config", "--optimization-level", "--output", "--profile", "--python", "--tf32", "--workspace-mib"],
