@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from exporter.artifacts import Checkpoint
+from exporter.checkpoint.folder_kinds import open_folder
 from exporter.checkpoint.plain_pickle import read_pickle
 from exporter.checkpoint.recognition import Container, recognise
 from exporter.checkpoint.safetensors_file import read_safetensors
 from exporter.checkpoint.safetensors_shards import read_shards
 from exporter.checkpoint.torch_legacy import read_torch_legacy
+from exporter.checkpoint.torch_tar import read_torch_tar
 from exporter.checkpoint.torch_zip import read_torch_zip
 from exporter.errors import CheckpointError
 from exporter.tensors.reading import open_regular
@@ -25,6 +27,7 @@ _READERS: dict[Container, Callable[[BinaryIO, Path], Checkpoint]] = {
     Container.TORCH_LEGACY: read_torch_legacy,
     Container.PICKLE: read_pickle,
     Container.SHARDS: read_shards,
+    Container.TORCH_TAR: read_torch_tar,
 }
 
 
@@ -39,6 +42,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             it looks like.
     """
     path = Path(path)
+    if path.is_dir():
+        return open_folder(path)
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise CheckpointError("E106", "the checkpoint is empty", facts={"file": path, "found": "0 bytes"})

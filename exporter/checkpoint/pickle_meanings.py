@@ -21,7 +21,7 @@ from exporter.tensors.views import MAX_DIMENSIONS, num_spanned
 if TYPE_CHECKING:
     from exporter.checkpoint.pickle_ops import Unpickler
 
-__all__ = ["MEANINGS", "STORAGE_DTYPES", "MalformedPickle", "Meaning", "TypedStorage", "check_key"]
+__all__ = ["MEANINGS", "STORAGE_DTYPES", "MalformedPickle", "Meaning", "TypedStorage", "check_key", "tensor_view"]
 
 _PROBLEMS = {
     "E104": "ends in the middle of a tensor",
@@ -189,7 +189,7 @@ def _tensor(_unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
     storage, offset, shape, strides, *rest = args
     if _is_lazy(rest[2] if len(rest) > 2 else None):
         return ObjectRef(GlobalRef("torch._utils", "_rebuild_tensor_v2"), args, is_call=True)
-    return _view(storage, offset, shape, strides)
+    return tensor_view(storage, offset, shape, strides)
 
 
 def _tensor_v3(_unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
@@ -198,7 +198,7 @@ def _tensor_v3(_unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
         raise MalformedPickle(f"the dtype {str(dtype)[:80]}", code="E113")
     if _is_lazy(rest[0] if rest else None):
         return ObjectRef(GlobalRef("torch._utils", "_rebuild_tensor_v3"), args, is_call=True)
-    return _view(storage, offset, shape, strides, dtype=dtype.name)
+    return tensor_view(storage, offset, shape, strides, dtype=dtype.name)
 
 
 def _is_lazy(metadata: Node) -> bool:
@@ -206,7 +206,8 @@ def _is_lazy(metadata: Node) -> bool:
     return isinstance(metadata, Mapping) and any(metadata.values())
 
 
-def _view(storage: Node, offset: Node, shape: Node, strides: Node, *, dtype: str = "") -> TensorRef:
+def tensor_view(storage: Node, offset: Node, shape: Node, strides: Node, *, dtype: str = "") -> TensorRef:
+    """Return the view of a storage, which must reach over none but its elements."""
     if not isinstance(storage, TypedStorage) or storage.plain is None:
         raise MalformedPickle("a tensor without a storage")
     dtype = dtype or storage.dtype

@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 from typing import BinaryIO
 
+from exporter.checkpoint.tar_directory import TAR_MAGIC
 from exporter.checkpoint.torch_legacy import LEGACY_START
+from exporter.checkpoint.torch_tar import is_torch_tar
 from exporter.errors import CheckpointError
 
 __all__ = ["Container", "recognise"]
@@ -36,6 +38,7 @@ class Container(enum.Enum):
     TORCH_LEGACY = "torch legacy"
     PICKLE = "pickle"
     SHARDS = "safetensors in shards"
+    TORCH_TAR = "torch tar"
 
 
 def recognise(file: BinaryIO, path: Path) -> Container:
@@ -45,7 +48,7 @@ def recognise(file: BinaryIO, path: Path) -> Container:
         CheckpointError: E105, saying what the file looks like instead.
     """
     size = os.fstat(file.fileno()).st_size
-    head = os.pread(file.fileno(), 512, 0)
+    head = os.pread(file.fileno(), 2048, 0)
     if head.startswith(b"PK\x03\x04"):
         return Container.TORCH_ZIP
     if len(head) > 8 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= max(size, 1 << 27):
@@ -56,6 +59,8 @@ def recognise(file: BinaryIO, path: Path) -> Container:
         return Container.PICKLE
     if head.lstrip(b" \t\r\n")[:1] == b"{":
         return Container.SHARDS
+    if is_torch_tar(head):
+        return Container.TORCH_TAR
     looks_like, remedy = _describe(head, os.pread(file.fileno(), 22, max(0, size - 22)))
     facts = {"file": path, "found": looks_like, "expected": "a file of torch.save, safetensors, or a pickle"}
     raise CheckpointError("E105", "the checkpoint is in a container that is not read", facts=facts, help=remedy)
@@ -65,8 +70,8 @@ def _describe(head: bytes, tail: bytes) -> tuple[str, str]:
     for signature, name, remedy in _SIGNATURES:
         if head.startswith(signature):
             return name, remedy
-    if head[257:262] == b"ustar":
-        return "a tar archive (torch.save before 0.1.10, or a packed folder)", "unpack it first, if it is a packed folder"
+    if head[257:262] == TAR_MAGIC:
+        return "a tar archive of a folder", "unpack it first"
     if tail.startswith(b"PK\x05\x06"):
         return "a zip archive with something in front of it", ""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -74,7 +79,7 @@ def _describe(head: bytes, tail: bytes) -> tuple[str, str]:
         return "an HTML or XML page: probably a download that ended on a web page", "download it again"
     if text[:1] in {b"{", b"["}:
         return "JSON text", ""
-    if text and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
+    if text and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head[:512]):
         return "text, or a pickle of protocol 0", ""
     if head[:1] == b"\x08" and b"pytorch" in head:
         return "an ONNX model: it holds a graph already, not a training checkpoint", ""

@@ -24,7 +24,7 @@ from exporter.checkpoint.pickle_stream import PickleStream
 from exporter.errors import CheckpointError
 from exporter.tensors.dtypes import DTYPES
 
-__all__ = ["LEGACY_START", "element_bytes", "read_legacy_stream", "read_torch_legacy", "refused"]
+__all__ = ["LEGACY_START", "class_with_source", "element_bytes", "read_legacy_stream", "read_torch_legacy", "refused"]
 
 LEGACY_START = rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\."
 """Pattern of the first pickle: the magic number, and its end."""
@@ -153,7 +153,7 @@ class _StorageSizes:
 
     def __call__(self, persistent_id: Node) -> Node:
         if isinstance(persistent_id, tuple) and len(persistent_id) == 4 and persistent_id[0] == "module":
-            return _class_with_source(persistent_id)
+            return class_with_source(persistent_id)
         key, declared, view = _parsed(persistent_id)
         if self.declared.setdefault(key, declared) != declared:
             raise MalformedPickle(f"storage {key[:80]!r} with two sizes or dtypes", code="E112")
@@ -171,7 +171,7 @@ class _StoragePlaces:
 
     def __call__(self, persistent_id: Node) -> Node:
         if isinstance(persistent_id, tuple) and len(persistent_id) == 4 and persistent_id[0] == "module":
-            return _class_with_source(persistent_id)
+            return class_with_source(persistent_id)
         key, declared, view = _parsed(persistent_id)
         known = self._known.get((key, view))
         if known is None:
@@ -186,7 +186,7 @@ def _typed(path: Path, key: str, declared: _Declared, offset: int, view: tuple[i
     return TypedStorage(*fields, plain=StorageRef(*fields), dtype=declared.dtype, num_declared=count)
 
 
-def _class_with_source(persistent_id: tuple[Node, ...]) -> Node:
+def class_with_source(persistent_id: tuple[Node, ...]) -> Node:
     """``("module", class, file, source)``: the class; the source beside it is text that nobody reads."""
     if not isinstance(persistent_id[1], GlobalRef):
         raise MalformedPickle("a class that is none")
