@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from exporter.artifacts import GlobalRef
+from exporter.artifacts import GlobalRef, Node
 
-__all__ = ["BENIGN_CALLS", "is_benign_instance"]
+__all__ = ["BENIGN_CALLS", "is_benign_instance", "is_benign_lookup"]
 
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 BENIGN_CALLS: frozenset[str] = frozenset(
@@ -45,6 +45,18 @@ BENIGN_CALLS: frozenset[str] = frozenset(
 """Callables that trainers' files call; each makes a plain value and does nothing else."""
 
 _STANDARD_LIBRARY = frozenset(sys.stdlib_module_names) | {"nt", "posix", "__builtin__"}
+
+
+_METHODS = {("mmengine.logging.history_buffer.HistoryBuffer", name) for name in ("min", "max", "mean", "current")}
+"""Methods that pickles look up by name, never to call them: mmengine's log buffers carry their own."""
+
+
+def is_benign_lookup(callee: GlobalRef, args: tuple[Node, ...]) -> bool:
+    """Return whether the call is ``getattr`` of a method that trainers' files look up; a call of what it gives is another matter."""
+    if str(callee) not in {"builtins.getattr", "__builtin__.getattr"} or len(args) != 2:
+        return False
+    owner, name = args
+    return isinstance(owner, GlobalRef) and isinstance(name, str) and (str(owner), name) in _METHODS
 
 
 def is_benign_instance(kind: GlobalRef) -> bool:

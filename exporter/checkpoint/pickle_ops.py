@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from exporter.artifacts import GlobalRef, Node, ObjectRef
-from exporter.checkpoint.pickle_benign import BENIGN_CALLS, is_benign_instance
+from exporter.checkpoint.pickle_benign import BENIGN_CALLS, is_benign_instance, is_benign_lookup
 from exporter.checkpoint.pickle_meanings import MEANINGS, MalformedPickle, Meaning
 from exporter.checkpoint.pickle_stack import StackMachine
 from exporter.checkpoint.pickle_stream import PickleStream
@@ -194,7 +194,7 @@ class Unpickler(StackMachine):
         if name in self._meanings:
             return self._meanings[name](self, args)
         record = ObjectRef(callee, args, is_call=True)
-        if name not in BENIGN_CALLS:
+        if name not in BENIGN_CALLS and not is_benign_lookup(callee, args):
             self.record_call(callee, record)
         return record
 
