@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from pathlib import Path
 
 from exporter.artifacts import Checkpoint
+from exporter.checkpoint.deepspeed import LATEST, is_deepspeed, read_deepspeed
 from exporter.checkpoint.distributed import METADATA, read_distributed
+from exporter.checkpoint.folders import list_names
+from exporter.checkpoint.safetensors_shards import find_index, read_shards
 from exporter.errors import CheckpointError
+from exporter.tensors.reading import open_regular
 
 __all__ = ["open_folder"]
 
-_MAX_NAMES = 8
+_MAX_NAMES_SHOWN = 8
 
 
 def open_folder(folder: Path) -> Checkpoint:
@@ -21,18 +23,20 @@ def open_folder(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: it is no folder of a known kind (E102), or what its reader raises.
     """
-    if os.path.lexists(folder / METADATA):
+    names = list_names(folder)
+    if METADATA in names:
         return read_distributed(folder)
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in itertools.islice(entries, 1000)]
-    except OSError as err:
-        raise CheckpointError("E103", "the checkpoint cannot be read", facts={"file": folder, "found": err.strerror or err}) from err
-    found = ", ".join(sorted(names)[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
+    if is_deepspeed(names):
+        return read_deepspeed(folder, names)
+    index = find_index(folder, names)
+    if index is not None:
+        with open_regular(index) as file:
+            return read_shards(file, index)
+    shown = ", ".join(sorted(names)[:_MAX_NAMES_SHOWN]) + (", ..." if len(names) > _MAX_NAMES_SHOWN else "")
     facts = {
         "file": folder,
-        "found": f"a folder with {found}" if names else "an empty folder",
-        "expected": f"one file, or a folder of torch.distributed.checkpoint (with {METADATA})",
+        "found": f"a folder with {shown}" if names else "an empty folder",
+        "expected": f"one file, or a folder of torch.distributed.checkpoint (with {METADATA}) or DeepSpeed (with {LATEST})",
     }
     help_text = "saved without coordination: load it with torch.distributed.checkpoint and save it again" if f"__0{METADATA}" in names else ""
     raise CheckpointError("E102", "the checkpoint is not a regular file", facts=facts, help=help_text)

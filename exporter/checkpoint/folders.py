@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from pathlib import Path
@@ -11,12 +12,28 @@ from exporter.artifacts import Node
 from exporter.errors import CheckpointError
 from exporter.tensors.reading import open_regular
 
-__all__ = ["is_plain_name", "open_member"]
+__all__ = ["is_plain_name", "list_names", "open_member"]
+
+_MAX_NAMES = 100_000
+"""Of a folder are looked at; there are not more files than processes and layers."""
 
 
 def is_plain_name(name: Node) -> bool:
     """Return whether ``name`` names a file right in its folder: one printable step, neither absolute nor escaping."""
     return isinstance(name, str) and 0 < len(name) <= 255 and name.isprintable() and name not in {".", ".."} and not {"/", "\\"} & set(name)
+
+
+def list_names(folder: Path) -> set[str]:
+    """Return the names in ``folder``.
+
+    Raises:
+        CheckpointError: it cannot be read (E103).
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in itertools.islice(entries, _MAX_NAMES)}
+    except OSError as err:
+        raise CheckpointError("E103", "the checkpoint cannot be read", facts={"file": folder, "found": err.strerror or err}) from err
 
 
 def open_member(folder: Path, name: str) -> BinaryIO:

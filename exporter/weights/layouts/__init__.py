@@ -11,6 +11,7 @@ from exporter.weights.layout import Layout
 from exporter.weights.layouts import (
     averaged_model,
     composer,
+    deepspeed,
     dit,
     ema_pytorch,
     fairseq,
@@ -44,6 +45,7 @@ LAYOUTS: tuple[Layout, ...] = (
     ema_pytorch.LAYOUT,
     shadow_params.LAYOUT,
     shadow_backup.LAYOUT,
+    deepspeed.LAYOUT,
     *refused.LAYOUTS,
     ultralytics.LAYOUT,
     timm.LAYOUT,
