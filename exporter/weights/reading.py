@@ -8,10 +8,11 @@ from dataclasses import replace
 from exporter.artifacts import Checkpoint, EmaCandidate, LayoutReading, TensorRef, TensorSpec
 from exporter.tensors import size_bytes
 from exporter.weights.health import initial_share, state_of
-from exporter.weights.layout import Average, Match
+from exporter.weights.layout import Average, Match, WeightSet
 from exporter.weights.layouts import layouts
 from exporter.weights.naming import name_in_order
 from exporter.weights.optimizer import optimizer_slots
+from exporter.weights.state_dicts import same_values
 
 __all__ = ["candidate_of", "looked_at", "match_layout", "read_layout", "top_keys"]
 
@@ -42,7 +43,7 @@ def read_layout(checkpoint: Checkpoint, *, decay: float | None = None, parameter
     refs = tuple(raw.tensors.values()) if raw is not None else ()
     return LayoutReading(
         layout=match.layout,
-        candidates=tuple(candidate_of(average, decay=decay) for average in averages),
+        candidates=tuple(candidate_of(average, decay=decay, raw=raw) for average in averages),
         raw_at=(raw.at or "the top of the file") if raw is not None else None,
         raw_num_tensors=len(refs),
         raw_size_bytes=sum(map(size_bytes, refs)),
@@ -75,8 +76,10 @@ def match_layout(checkpoint: Checkpoint) -> Match:
     return first if first is not None else Match("unknown")
 
 
-def _remark(average: Average) -> str:
+def _remark(average: Average, raw: WeightSet | None) -> str:
     reminders = []
+    if raw is not None and average.weights.at != raw.at and same_values(average.weights, raw):
+        reminders.append("equal to the raw weights: not averaged yet, averaged already, or applied when it was saved")
     if average.is_nameless:
         reminders.append("a list without names: the order of the model's parameters is needed")
     if average.on_request:
@@ -84,11 +87,14 @@ def _remark(average: Average) -> str:
     return "; ".join(filter(None, (average.weights.remark, *reminders)))
 
 
-def candidate_of(average: Average, *, decay: float | None = None) -> EmaCandidate:
-    """Return the average as it is shown, with its health; ``decay`` counts where the file does not say one."""
+def candidate_of(average: Average, *, decay: float | None = None, raw: WeightSet | None = None) -> EmaCandidate:
+    """Return the average as it is shown, with its health; ``decay`` counts where the file does not say one.
+
+    ``raw`` are the weights beside it: an average that equals them, as far as checksums tell, is said to.
+    """
     schedule = average.schedule.with_decay(decay)
     refs = tuple(average.weights.tensors.values())
-    remark = _remark(average)
+    remark = _remark(average, raw)
     if decay is not None and average.schedule.decay is not None and abs(average.schedule.decay - decay) > 1e-12:
         remark = "; ".join(filter(None, (remark, f"the file says decay {average.schedule.decay:.6g}; the {decay:.6g} given is not used")))
     return EmaCandidate(

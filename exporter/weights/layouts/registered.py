@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
+from exporter.artifacts import Checkpoint
 from exporter.errors import LayoutError
-from exporter.weights.layout import Layout
+from exporter.weights.layout import Layout, Match
 
 __all__ = ["registered_layouts", "registered_versions"]
 
 GROUP = "exporter.layouts"
+_HELP = "install a release that fits this version of exporter, or uninstall it"
 
 
 def registered_layouts() -> tuple[Layout, ...]:
     """Return the layouts of other distributions, by name of their entry points.
 
     Raises:
-        LayoutError: one cannot be imported, or is no ``Layout`` (E224).
+        LayoutError: one cannot be imported, or is no ``Layout`` (E224); so does ``read`` of one that returns no ``Match``.
     """
     return tuple(_load(entry) for entry in _entries(tuple(sys.path)))
 
@@ -39,15 +43,22 @@ def _entries(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:  # noqa: ARG001 -
 
 def _load(entry: EntryPoint) -> Layout:
     facts: dict[str, object] = {"entry point": f"{entry.name} = {entry.value}", "distribution": _distribution(entry)}
-    help_text = "install a release that fits this version of exporter, or uninstall it"
     try:
         layout = entry.load()
     except (ImportError, AttributeError) as err:
-        raise LayoutError("E224", "a registered layout cannot be used", facts={**facts, "found": err}, help=help_text) from err
+        raise LayoutError("E224", "a registered layout cannot be used", facts={**facts, "found": err}, help=_HELP) from err
     if not isinstance(layout, Layout):
         facts |= {"found": type(layout).__name__, "expected": "a Layout of exporter.weights.layout"}
-        raise LayoutError("E224", "a registered layout cannot be used", facts=facts, help=help_text)
-    return layout
+        raise LayoutError("E224", "a registered layout cannot be used", facts=facts, help=_HELP)
+    return replace(layout, read=functools.partial(_checked, layout, facts))
+
+
+def _checked(layout: Layout, facts: Mapping[str, object], checkpoint: Checkpoint) -> Match | None:
+    match: object = layout.read(checkpoint)
+    if match is None or isinstance(match, Match):
+        return match
+    found = {"found": type(match).__name__, "expected": "a Match of exporter.weights.layout, or None"}
+    raise LayoutError("E224", "a registered layout cannot be used", facts={**facts, **found}, help=_HELP)
 
 
 def _distribution(entry: EntryPoint) -> str:
