@@ -99,3 +99,12 @@ def test_a_layout_that_cannot_be_used_is_an_error(case: str, install: Callable[[
     assert refused.value.code == "E224"
     assert refused.value.facts["distribution"] == "our-layouts 1.2"
     assert found in str(refused.value.facts["found"])
+
+
+def test_the_example_of_the_documentation(install: Callable[[str], Path], repository: Path, tmp_path: Path) -> None:
+    """The layout that docs/adding-a-layout.md shows works as it stands."""
+    page = (repository / "docs" / "adding-a-layout.md").read_text(encoding="utf-8")
+    install(page.partition("```python\n")[2].partition("```")[0])
+    torch.save({"current": {"a": torch.ones(2)}, "polyak": {"weights": {"a": torch.zeros(2)}, "updates": 9000}}, tmp_path / "made.pt")
+    (candidate,) = read_layout(open_checkpoint(tmp_path / "made.pt")).candidates
+    assert (candidate.name, candidate.updates, candidate.decay, candidate.state) == ("polyak", 9000, 0.999, "settled")
