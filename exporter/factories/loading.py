@@ -94,7 +94,9 @@ def _hint(missing: list[str], unexpected: list[str], misshapen: list[str]) -> st
         prefixes = {name.removesuffix(wanted) for wanted in lacking for name in having if name != wanted and name.endswith("." + wanted)}
         common = [prefix for prefix in prefixes if sum(prefix + wanted in set(having) for wanted in lacking) * 2 > len(lacking)]
         if common:
-            return f"the names {text} {min(common, key=len)!r}: bake or build the model without this prefix"
+            prefix = min(common, key=len)
+            remedy = f"bake with --strip-prefix {prefix}" if lacking is missing else "build the model without this prefix"
+            return f"the names {text} {prefix!r}: {remedy}"
     pairs = [(name, difflib.get_close_matches(name, unexpected, n=1)) for name in missing[:_SHOWN]]
     near = [f"{name} is {close[0]}" for name, close in pairs if close]
     if near:

@@ -79,6 +79,7 @@ def test_common_prefix_is_named(tmp_path, tensors, prefix):
     with pytest.raises(LayoutError) as caught:
         load_weights_(network(), write(tmp_path, {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}))
     assert f"begin with '{prefix}.'" in caught.value.help
+    assert f"--strip-prefix {prefix}." in caught.value.help
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0garbage!", None], ids=["empty", "garbage", "missing"])
