@@ -1,95 +1,94 @@
-"""How long baking takes, against copying the same file; how much memory; and how long looking takes.
+"""How long `exporter bake-ema` and `exporter inspect` take as whole processes, against `cp` of the bytes that baking writes.
 
-    python bench/bake.py [MEGABYTES]
+    python bench/bake.py [MEGABYTES [ROUNDS]]
 
 Builds a checkpoint (raw weights, their average, Adam's two slots: a quarter of the bytes each) in a temporary folder, on the
-file system that TMPDIR names, and prints wall times of fresh processes, best of three with the file cache warm, and their
-peak memory. Figures hold for the machine that printed them.
+file system that TMPDIR names. In every round `cp`, `cp` followed by a sync, which is what baking does too, `bake-ema` and `inspect`
+run one after the other in fresh processes, so that a busy machine is busy for all of them; the file cache is warm. Prints the
+medians, their ratios, the peak memory, and all samples. Figures hold for the machine that printed them.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
+
+from common import print_machine, print_table
 
 ROOT = Path(__file__).resolve().parent.parent
-REPEATS = 3
-
+MAIN = "from exporter.cli.app import main; main()"
 BUILD = """
 import sys, torch
 path, megabytes = sys.argv[1], int(sys.argv[2])
 torch.manual_seed(0)
 count, shape = megabytes // 16, (1024, 1024)
-raw = {f"layer{i}.weight": torch.randn(shape) for i in range(count)}
-ema = {name: value + 0.01 * torch.randn(shape) for name, value in raw.items()}
-slots = {i: {"exp_avg": torch.randn(shape), "exp_avg_sq": torch.rand(shape)} for i in range(count)}
+base = torch.randn(shape)
+raw = {f"layer{i}.weight": base + i for i in range(count)}
+ema = {name: value + 0.01 * base for name, value in raw.items()}
+slots = {i: {"exp_avg": base * 0.1 + i, "exp_avg_sq": base * base + i} for i in range(count)}
 torch.save({"state_dict": raw, "state_dict_ema": ema, "optimizer": {"state": slots, "param_groups": [{"params": list(range(count))}]}}, path)
 """
-MEASURED = """
-import json, resource, sys, time
-start = time.perf_counter()
-from pathlib import Path
-from exporter.checkpoint import open_checkpoint
-from exporter.weights import bake, read_layout
-imported = time.perf_counter()
-checkpoint = open_checkpoint(Path(sys.argv[1]))
-read_layout(checkpoint)
-read = time.perf_counter()
-seconds = {"import": imported - start, "open and read layout": read - imported}
-if len(sys.argv) > 2:
-    from exporter.config import BakeConfig
-    begin, cpu = time.perf_counter(), time.process_time()
-    bake(checkpoint, BakeConfig(choice=sys.argv[3]), Path(sys.argv[2]))
-    seconds["bake"], seconds["bake cpu"] = time.perf_counter() - begin, time.process_time() - cpu
-print(json.dumps({"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
-"""
 
 
-def measured(*args: str | Path) -> dict[str, dict[str, float]]:
-    """Run the measured program in a fresh process and return what it says."""
-    command = [sys.executable, "-c", MEASURED, *map(str, args)]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    return json.loads(done.stdout)
-
-
-def copied(source: Path, target: Path) -> float:
-    """Return the seconds that ``cp`` and a sync of the copy take, as baking syncs too."""
+def run(*command: str | Path) -> tuple[float, float]:
+    """Run a command; return its wall time in seconds and its peak resident memory in MB."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     begin = time.perf_counter()
-    subprocess.run(["cp", "--reflink=never", source, target], check=True)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
-    return time.perf_counter() - begin
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as child:
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - begin
+    if child.returncode:
+        raise SystemExit(f"{command} ended with {child.returncode}")
+    return seconds, usage.ru_maxrss * 1024 / 1e6
 
 
 def main() -> None:
     """Build, measure, print."""
-    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 1024
-    fixture = ROOT / "fixtures" / "digits" / "digits.pt"
-    looks = [measured(fixture) for _ in range(REPEATS)]
-    best = min(looks, key=lambda look: look["seconds"]["open and read layout"])
-    print(f"fixture        open + layout {1e3 * best['seconds']['open and read layout']:.1f} ms (imports {1e3 * best['seconds']['import']:.0f} ms)")
+    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 2048
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    exporter = (sys.executable, "-c", MAIN)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint = folder / "large.pt"
+        os.environ["EXPORTER_STATE_DIR"] = str(folder / "state")
+        checkpoint, baked, copy = folder / "large.pt", folder / "out.safetensors", folder / "copy"
         subprocess.run([sys.executable, "-c", BUILD, checkpoint, str(megabytes)], check=True)
-        size_mb = checkpoint.stat().st_size / 1e6
-        copy_s = min(copied(checkpoint, folder / "copy.pt") for _ in range(REPEATS))
-        print(f"checkpoint     {size_mb:.0f} MB; cp {copy_s:.2f} s")
-        for choice in ("raw", "ema"):
-            runs = [measured(checkpoint, folder / "out.safetensors", choice) for _ in range(REPEATS)]
-            bake_s = min(run["seconds"]["bake"] for run in runs)
-            cpu_s = min(run["seconds"]["bake cpu"] for run in runs)
-            peak = max(run["peak_mib"] for run in runs)
-            written_mb = (folder / "out.safetensors").stat().st_size / 1e6
-            print(f"bake {choice}       {bake_s:.2f} s = {bake_s / copy_s:.2f} x cp ({cpu_s:.2f} s of processor time)")
-            print(f"               {written_mb:.0f} MB written; peak memory {peak:.0f} MiB")
-        look = min(measured(checkpoint)["seconds"]["open and read layout"] for _ in range(REPEATS))
-        print(f"large          open + layout {1e3 * look:.1f} ms")
+        bake = (*exporter, "bake-ema", checkpoint, "-o", baked)
+        run(*bake)
+        written = folder / "written.safetensors"
+        baked.rename(written)
+        commands = {
+            "cp": ("cp", "--reflink=never", written, copy),
+            "cp and sync": ("sh", "-c", 'cp --reflink=never "$1" "$2" && sync "$2"', "sh", written, copy),
+            "bake-ema": bake,
+            "inspect": (*exporter, "inspect", checkpoint),
+        }
+        samples: dict[str, list[tuple[float, float]]] = {what: [] for what in commands}
+        for _ in range(rounds):
+            for what, command in commands.items():
+                samples[what].append(run(*command))
+                for path in (copy, baked, baked.with_name(f"{baked.name}.json")):
+                    path.unlink(missing_ok=True)
+        print_machine("isal", "numpy", "pydantic")
+        print(f"checkpoint {checkpoint.stat().st_size / 1e6:.0f} MB, baked {written.stat().st_size / 1e6:.0f} MB, median of {rounds}\n")
+    seconds = {what: median(taken for taken, _ in values) for what, values in samples.items()}
+    rows = [
+        [
+            what,
+            seconds[what],
+            seconds[what] / seconds["cp"],
+            seconds[what] / seconds["cp and sync"],
+            max(peak for _, peak in values) if what in {"bake-ema", "inspect"} else "",
+            ", ".join(f"{taken:.2f}" for taken, _ in values),
+        ]
+        for what, values in samples.items()
+    ]
+    print_table(["process", "seconds", "of cp", "of cp and sync", "peak MB", "all samples, seconds"], rows)
 
 
 if __name__ == "__main__":

@@ -251,6 +251,7 @@ class EmaCandidate:
         at: key path in the tree.
         state: ``settled``, ``warming``, ``cold`` or ``unknown``; see ``docs/ema.md``.
         initial_share: share of the initial weights still in the average (0 to 1), None where it cannot be known.
+        window: mean age of the weights in the average, in updates, the newest counted as 1; None where it cannot be known.
     """
 
     name: str
@@ -264,6 +265,7 @@ class EmaCandidate:
     initial_share: float | None = None
     state: Literal["settled", "warming", "cold", "unknown"] = "unknown"
     remark: str = ""
+    window: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,8 @@ def _state(candidate: EmaCandidate) -> str:
     text: str = candidate.state
     if candidate.initial_share is not None:
         text += f": initial weights {candidate.initial_share:.1%} of it"
+    if candidate.window is not None:
+        text += f", looks back {candidate.window:.0f} updates"
     return f"{text}; {candidate.remark}" if candidate.remark else text
 
 

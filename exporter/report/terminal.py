@@ -219,6 +219,8 @@ def _average_health(summary: BakeSummary) -> str:
         facts.append(f"decay {candidate.decay:g}")
     if candidate.initial_share is not None:
         facts.append(f"initial weights {units.percent(candidate.initial_share)}")
+    if candidate.window is not None:
+        facts.append(f"looks back {units.plural(round(candidate.window), 'update')}")
     return " · ".join(facts)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from exporter.artifacts import Checkpoint, EmaCandidate, LayoutReading, TensorRef, TensorSpec
 from exporter.tensors import size_bytes
-from exporter.weights.health import initial_share, state_of
+from exporter.weights.health import effective_window, initial_share, state_of
 from exporter.weights.layout import Average, Match, WeightSet
 from exporter.weights.layouts import layouts
 from exporter.weights.naming import name_in_order
@@ -109,6 +109,7 @@ def candidate_of(average: Average, *, decay: float | None = None, raw: WeightSet
         initial_share=initial_share(schedule, average.updates),
         state=state_of(schedule, average.updates),
         remark=remark,
+        window=effective_window(schedule, average.updates),
     )
 
 

@@ -6,9 +6,10 @@ with all of its numbers in the file.
 
 from __future__ import annotations
 
-from exporter.artifacts import Checkpoint
+from exporter.artifacts import Checkpoint, Node
+from exporter.weights.health import Schedule
 from exporter.weights.layout import Average, Layout, Match
-from exporter.weights.layouts.fields import count
+from exporter.weights.layouts.fields import count, number
 from exporter.weights.state_dicts import as_weights, child, own_names
 
 __all__ = ["LAYOUT"]
@@ -24,7 +25,16 @@ def read(checkpoint: Checkpoint) -> Match | None:
     if raw is None or average is None or epoch is None:
         return None
     raw = own_names(raw)
-    return Match("k-diffusion", (Average(EMA, own_names(average, like=raw), updates=count(epoch)),), raw)
+    return Match("k-diffusion", (Average(EMA, own_names(average, like=raw), _schedule(child(root, SCHEDULE)), count(epoch)),), raw)
+
+
+def _schedule(node: Node) -> Schedule:
+    """Return the schedule of EMAWarmup; its first update has epoch 0."""
+    inv_gamma, power, start = number(child(node, "inv_gamma")), number(child(node, "power")), count(child(node, "start_at"))
+    decay, minimum = number(child(node, "max_value"), below=1), number(child(node, "min_value"), below=1) or 0.0
+    if inv_gamma is None or power is None or start is None:
+        return Schedule("unknown", decay)
+    return Schedule("power", decay, inv_gamma=inv_gamma, power=power, minimum=minimum, start=start + 1)
 
 
 LAYOUT = Layout("k-diffusion", (SCHEDULE,), read)

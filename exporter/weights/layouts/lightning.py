@@ -50,7 +50,7 @@ def _stochastic(root: Node) -> Match | None:
         if raw is None or average is None:
             continue
         raw = own_names(raw)
-        candidate = Average("swa", own_names(average, like=raw), Schedule(), count(child(state, "n_averaged")), "stale")
+        candidate = Average("swa", own_names(average, like=raw), Schedule("mean"), count(child(state, "n_averaged")), "stale")
         return Match("lightning", (candidate,), raw)
     return None
 

@@ -61,7 +61,7 @@ def _average(checkpoint: Checkpoint, weights: WeightSet, prefix: str) -> tuple[A
     tensors = {f"{part}{table[name]}": ref for name, ref in buffers.items()}
     updates = count(mangled["num_updates"])
     decay = number(mangled["decay"], below=1)
-    schedule = Schedule("unknown" if updates is not None else "constant", decay)
+    schedule = Schedule("tensorflow" if updates is not None else "constant", decay)
     average = Average(prefix.rstrip("."), own_names(WeightSet(at.rstrip("."), tensors)), schedule, updates)
     return average, written
 

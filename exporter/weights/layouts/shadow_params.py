@@ -41,12 +41,20 @@ def _averages(root: Node) -> Iterator[Average]:
 
 def _torch_ema(node: Node) -> tuple[Schedule, int | None]:
     decay, updates = number(child(node, "decay"), below=1), count(child(node, "num_updates"))
-    return Schedule("constant" if updates is None else "unknown", decay), updates
+    return Schedule("constant" if updates is None else "tensorflow", decay), updates
 
 
 def _diffusers(node: Node) -> tuple[Schedule, int | None]:
     decay, updates = number(child(node, "decay"), below=1), count(child(node, "optimization_step"))
-    return Schedule("unknown", decay), updates
+    minimum, after = number(child(node, "min_decay"), below=1) or 0.0, count(child(node, "update_after_step"))
+    if after is None:
+        return Schedule("unknown", decay), updates
+    if child(node, "use_ema_warmup") is not True:
+        return Schedule("tensorflow", decay, minimum=minimum, start=after + 1), updates
+    inv_gamma, power = number(child(node, "inv_gamma")), number(child(node, "power"))
+    if inv_gamma is None or power is None:
+        return Schedule("unknown", decay), updates
+    return Schedule("power", decay, inv_gamma=inv_gamma, power=power, minimum=minimum, start=after + 1), updates
 
 
 LAYOUT = Layout("shadow-params", (SHADOW,), read)
