@@ -15,14 +15,14 @@ from exporter.checkpoint.safetensors_file import read_safetensors
 from exporter.checkpoint.safetensors_shards import read_shards
 from exporter.checkpoint.torch_legacy import read_torch_legacy
 from exporter.checkpoint.torch_tar import read_torch_tar
-from exporter.checkpoint.torch_zip import read_torch_zip
+from exporter.checkpoint.zip_kinds import read_zip
 from exporter.errors import CheckpointError
 from exporter.tensors.reading import open_regular
 
 __all__ = ["open_checkpoint"]
 
 _READERS: dict[Container, Callable[[BinaryIO, Path], Checkpoint]] = {
-    Container.TORCH_ZIP: read_torch_zip,
+    Container.TORCH_ZIP: read_zip,
     Container.SAFETENSORS: read_safetensors,
     Container.TORCH_LEGACY: read_torch_legacy,
     Container.PICKLE: read_pickle,

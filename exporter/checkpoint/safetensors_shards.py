@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,17 +35,17 @@ class _Refused(ValueError):
     """A reason to refuse the index or a shard."""
 
 
-def find_index(folder: Path) -> Path | None:
-    """Return the one index in ``folder``, None where it has none.
+def find_index(folder: Path, names: Collection[str]) -> Path | None:
+    """Return the one index among the ``names`` in ``folder``, None where it has none.
 
     Raises:
         CheckpointError: there are several (E132).
     """
-    found = sorted(entry for entry in folder.iterdir() if entry.name.endswith(INDEX_SUFFIX))
+    found = sorted(name for name in names if name.endswith(INDEX_SUFFIX))
     if len(found) > 1:
-        facts = {"file": folder, "found": ", ".join(entry.name for entry in found[:_MAX_NAMES_SHOWN])}
+        facts = {"file": folder, "found": ", ".join(found[:_MAX_NAMES_SHOWN])}
         raise CheckpointError("E132", "the folder holds several sharded checkpoints", facts=facts, help="name the index of one")
-    return found[0] if found else None
+    return folder / found[0] if found else None
 
 
 def read_shards(file: BinaryIO, path: Path) -> Checkpoint:

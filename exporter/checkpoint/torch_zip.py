@@ -18,15 +18,14 @@ from exporter.checkpoint.zip_directory import Member, Window, read_directory
 from exporter.errors import CheckpointError
 from exporter.tensors.dtypes import DTYPES
 
-__all__ = ["MAX_PICKLE_BYTES", "TorchArchive", "read_torch_zip", "read_window"]
+__all__ = ["MAX_PICKLE_BYTES", "StorageFinder", "TorchArchive", "content_of", "read_labels", "read_torch_zip", "read_window"]
 
 MAX_PICKLE_BYTES = 1 << 28
 """A pickle holds structure; tensors stand beside it. The largest that trainers write have some tens of MB."""
 
 _CODE = (
-    ("constants.pkl", "a TorchScript archive (torch.jit.save): its loader runs code from the file"),
-    ("archive_format", "an exported program (torch.export.save): its loader runs code from the file"),
-    ("serialized_exported_program.json", "an exported program (torch.export.save): its loader runs code from the file"),
+    ("model.json", "a TorchScript archive of torch before 1.4: its loader runs code from the file"),
+    ("serialized_exported_program.json", "an exported program of torch before 2.8: its loader runs code from the file"),
     (".data/extern_modules", "a torch.package archive: its loader runs Python sources from the file"),
 )
 _FOREIGN = (
@@ -37,14 +36,16 @@ _FOREIGN = (
 )
 
 
-def read_torch_zip(file: BinaryIO, path: Path) -> Checkpoint:
+def read_torch_zip(file: BinaryIO, path: Path, members: Mapping[str, Member] | None = None) -> Checkpoint:
     """Return the checkpoint in the open torch zip file; only ``data.pkl`` and the small text members are read.
+
+    ``members`` are those of ``read_directory``, where the caller has read it already.
 
     Raises:
         CheckpointError: E105, E107 to E112 or E115.
     """
     window = Window.of(file)
-    part = read_window(window, path)
+    part = read_window(window, path, members)
     return Checkpoint(path, "torch zip", window.size_bytes, part.tree, part.globals, part.calls, part.metadata, contents=part.contents)
 
 
@@ -59,24 +60,17 @@ class TorchArchive:
     contents: Digest
 
 
-def read_window(window: Window, path: Path) -> TorchArchive:
+def read_window(window: Window, path: Path, members: Mapping[str, Member] | None = None) -> TorchArchive:
     """Return what the torch zip archive in ``window``, a file or a part of one, holds.
 
     Raises:
         CheckpointError: E105, E107 to E112 or E115.
     """
-    members = read_directory(window, path)
+    members = read_directory(window, path) if members is None else members
     root = _root_folder(members, path)
-    metadata = {}
-    for label in ("version", "byteorder", ".format_version"):
-        if f"{root}/{label}" in members:
-            text = _content(window.descriptor, members[f"{root}/{label}"], path, limit=64)
-            metadata[label.removeprefix(".")] = text.decode("ascii", "replace").strip()
-    if metadata.get("byteorder", "little") != "little":
-        facts = {"file": path, "found": metadata["byteorder"], "expected": "little"}
-        raise CheckpointError("E108", "the checkpoint was written in another byte order", facts=facts)
-    pickled = _content(window.descriptor, members[f"{root}/data.pkl"], path, limit=MAX_PICKLE_BYTES)
-    unpickler = Unpickler(pickled, persistent=_StorageFinder(members, root, path))
+    metadata = read_labels(window, members, root, path)
+    pickled = content_of(window.descriptor, members[f"{root}/data.pkl"], path, limit=MAX_PICKLE_BYTES)
+    unpickler = Unpickler(pickled, persistent=StorageFinder(members, f"{root}/data", path))
     try:
         tree = unpickler.load()
         calls = locate_calls(tree, unpickler.calls)
@@ -85,6 +79,23 @@ def read_window(window: Window, path: Path) -> TorchArchive:
         facts = {"file": path, "at": place, "found": err}
         raise CheckpointError(err.code, f"the pickle in the checkpoint {err.problem}", facts=facts) from err
     return TorchArchive(tree, tuple(unpickler.globals), calls, metadata, _contents_digest(members, pickled))
+
+
+def read_labels(window: Window, members: Mapping[str, Member], root: str, path: Path) -> dict[str, str]:
+    """Return what the archive says of itself in small text members.
+
+    Raises:
+        CheckpointError: it was written in another byte order (E108), or a label is damaged (E109) or too long (E111).
+    """
+    metadata: dict[str, str] = {}
+    for label in ("version", "byteorder", ".format_version"):
+        if f"{root}/{label}" in members:
+            text = content_of(window.descriptor, members[f"{root}/{label}"], path, limit=64)
+            metadata[label.removeprefix(".")] = text.decode("ascii", "replace").strip()
+    if metadata.get("byteorder", "little") != "little":
+        facts = {"file": path, "found": metadata["byteorder"], "expected": "little"}
+        raise CheckpointError("E108", "the checkpoint was written in another byte order", facts=facts)
+    return metadata
 
 
 def _contents_digest(members: Mapping[str, Member], pickled: bytes) -> Digest:
@@ -99,12 +110,12 @@ def _contents_digest(members: Mapping[str, Member], pickled: bytes) -> Digest:
     return Digest(digest.hexdigest(), "contents")
 
 
-class _StorageFinder:
+class StorageFinder:
     """Turns the persistent ids of a pickle into references to members."""
 
-    def __init__(self, members: Mapping[str, Member], root: str, path: Path) -> None:
+    def __init__(self, members: Mapping[str, Member], folder: str, path: Path) -> None:
         self._members = members
-        self._root = root
+        self._folder = folder
         self._path = path
         self._known: dict[tuple[str, str], TypedStorage] = {}
 
@@ -119,7 +130,7 @@ class _StorageFinder:
         known = self._known.get((key, dtype))
         if known is not None and known.num_declared == count:
             return known
-        member = self._members.get(f"{self._root}/data/{key}")
+        member = self._members.get(f"{self._folder}/{key}")
         if member is None:
             raise MalformedPickle(f"the storage {key[:80]!r}, which is not in the file", code="E112")
         item = 1 if dtype == "untyped" else DTYPES[dtype].size_bytes
@@ -150,7 +161,12 @@ def _root_folder(members: Mapping[str, Member], path: Path) -> str:
     raise CheckpointError("E105", "the checkpoint is in a container that is not read", facts=facts)
 
 
-def _content(descriptor: int, member: Member, path: Path, *, limit: int) -> bytes:
+def content_of(descriptor: int, member: Member, path: Path, *, limit: int) -> bytes:
+    """Return the bytes of a stored member, checked.
+
+    Raises:
+        CheckpointError: it has more than ``limit`` bytes (E111), or another checksum (E109).
+    """
     if member.size_bytes > limit:
         facts = {"file": path, "at": member.name, "found": f"{member.size_bytes} bytes", "expected": f"at most {limit}"}
         raise CheckpointError("E111", "a part of the checkpoint is larger than any trainer writes it", facts=facts)

@@ -8,6 +8,7 @@ the other from the first byte of the file to the directory, without gaps, overla
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _FLAG_ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13
 _FLAG_DESCRIPTOR = 1 << 3
 _FLAG_UTF8 = 1 << 11
-_METHOD_STORED = 0
+_METHOD_STORED, _METHOD_DEFLATED = 0, 8
+_CODE = re.compile(rb"[^/]+/code/.+")
+"""What torch.jit.save compresses: the program's text. Tensors and pickles are always stored as they are."""
+
 _MAX_DIRECTORY_BYTES = 1 << 26
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _SYSTEM_UNIX, _MODE_TYPE, _MODE_LINK = 3, 0o170000, 0o120000
@@ -53,12 +57,16 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One stored member; ``offset`` is the absolute position of its first byte of content."""
+    """One member; ``offset`` is the absolute position of its first byte, ``size_bytes`` what it takes in the file.
+
+    ``inflated_bytes`` is the size of compressed text once unpacked, None for a stored member.
+    """
 
     name: str
     offset: int
     size_bytes: int
     crc32: int
+    inflated_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,8 @@ class _Central:
     flags: int
     crc32: int
     size_bytes: int
+    full_bytes: int
+    method: int
     header_offset: int
 
 
@@ -74,27 +84,29 @@ class _Refused(ValueError):
     """A reason to refuse the archive."""
 
 
-def read_directory(window: Window, path: Path) -> dict[str, Member]:
+def read_directory(window: Window, path: Path, *, compressed_code: bool = False) -> dict[str, Member]:
     """Return the members of the zip archive in ``window``, by name, in the order of the file.
+
+    With ``compressed_code`` members below ``code/`` may be compressed, as those of TorchScript are.
 
     Raises:
         CheckpointError: E107, saying what is wrong and with which member.
     """
     try:
-        return _read(window)
+        return _read(window, compressed_code=compressed_code)
     except _Refused as err:
         facts = {"file": path, "found": err, "expected": "a zip file as torch.save writes it"}
         raise CheckpointError("E107", "the zip archive of the checkpoint is damaged or was tampered with", facts=facts) from err
 
 
-def _read(window: Window) -> dict[str, Member]:
+def _read(window: Window, *, compressed_code: bool) -> dict[str, Member]:
     count, start, size, end = _find_directory(window)
     if start + size != end:
         raise _Refused(f"a directory at bytes {start} to {start + size} that should end at {end}")
     if size > _MAX_DIRECTORY_BYTES:
         raise _Refused(f"a directory of {size} bytes")
     content = window.read(size, start)
-    entries = sorted(_central_entries(content, count), key=lambda entry: entry.header_offset)
+    entries = sorted(_central_entries(content, count, compressed_code=compressed_code), key=lambda entry: entry.header_offset)
     members: dict[str, Member] = {}
     position = 0
     for entry in entries:
@@ -134,7 +146,7 @@ def _find_directory(window: Window) -> tuple[int, int, int, int]:
     return count64, start64, size64, at64
 
 
-def _central_entries(content: bytes, count: int) -> Iterator[_Central]:
+def _central_entries(content: bytes, count: int, *, compressed_code: bool) -> Iterator[_Central]:
     position = seen = 0
     while position < len(content):
         if position + _CENTRAL.size > len(content):
@@ -150,12 +162,13 @@ def _central_entries(content: bytes, count: int) -> Iterator[_Central]:
         size, packed, offset = _widened(extra, size, packed, offset)
         if flags & _FLAG_ENCRYPTED:
             raise _Refused(f"the encrypted member {name!r}")
-        if method != _METHOD_STORED or packed != size:
+        deflated = compressed_code and method == _METHOD_DEFLATED and _CODE.fullmatch(name) is not None
+        if not deflated and (method != _METHOD_STORED or packed != size):
             raise _Refused(f"the compressed member {name!r}; torch stores its members as they are")
         if made_by >> 8 == _SYSTEM_UNIX and (attributes >> 16) & _MODE_TYPE == _MODE_LINK:
             raise _Refused(f"the symbolic link {name!r}")
         seen += 1
-        yield _Central(name, flags, crc32, size, offset)
+        yield _Central(name, flags, crc32, packed, size, method, offset)
     if seen != count:
         raise _Refused(f"{seen} entries in a directory of {count}")
 
@@ -187,10 +200,10 @@ def _local_member(window: Window, entry: _Central, name: str, limit: int) -> tup
         raise _Refused(f"no local header for {name!r} at byte {entry.header_offset}")
     _, _, flags, method, _, _, crc32, packed, size, len_name, len_extra = _LOCAL.unpack(header)
     local_name = window.read(len_name, entry.header_offset + _LOCAL.size)
-    if local_name != entry.name or flags != entry.flags or method != _METHOD_STORED:
+    if local_name != entry.name or flags != entry.flags or method != entry.method:
         raise _Refused(f"a local header that disagrees with the directory about {name!r}")
     deferred = bool(flags & _FLAG_DESCRIPTOR)
-    for here, there in ((crc32, entry.crc32), (packed, entry.size_bytes), (size, entry.size_bytes)):
+    for here, there in ((crc32, entry.crc32), (packed, entry.size_bytes), (size, entry.full_bytes)):
         if here != there and not (deferred and here == 0) and not (here == _MAX32 and there >= _MAX32):
             raise _Refused(f"a local header that disagrees with the directory about {name!r}")
     start = entry.header_offset + _LOCAL.size + len_name + len_extra
@@ -198,13 +211,14 @@ def _local_member(window: Window, entry: _Central, name: str, limit: int) -> tup
     if end > limit:
         raise _Refused(f"the member {name!r} reaching into the directory")
     after = end + (_descriptor_size(window, entry, name, end) if deferred else 0)
-    return Member(name, window.start + start, entry.size_bytes, entry.crc32), after
+    inflated = entry.full_bytes if entry.method == _METHOD_DEFLATED else None
+    return Member(name, window.start + start, entry.size_bytes, entry.crc32, inflated), after
 
 
 def _descriptor_size(window: Window, entry: _Central, name: str, at: int) -> int:
     block = window.read(24, at)
     for form in (struct.Struct("<4sLLL"), struct.Struct("<4sLQQ")):
-        if len(block) >= form.size and form.unpack_from(block) == (b"PK\x07\x08", entry.crc32, entry.size_bytes, entry.size_bytes):
+        if len(block) >= form.size and form.unpack_from(block) == (b"PK\x07\x08", entry.crc32, entry.size_bytes, entry.full_bytes):
             return form.size
     raise _Refused(f"a data descriptor that disagrees with the directory about {name!r}")
 

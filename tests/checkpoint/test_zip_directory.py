@@ -77,6 +77,14 @@ def flagged_encrypted() -> bytes:
     return bytes(content)
 
 
+def with_compressed_code() -> bytes:
+    """Return an archive that compresses a member where only TorchScript does."""
+    buffer = io.BytesIO(archive_bytes(GOOD))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr("a/code/x.py", b"x" * 100, compress_type=zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
 HOSTILE = {
     "compressed": (archive_bytes(GOOD, compression=zipfile.ZIP_DEFLATED), "E107"),
     "encrypted": (flagged_encrypted(), "E107"),
@@ -98,8 +106,12 @@ HOSTILE = {
     "two pickles at the top": (archive_bytes([*GOOD, ("b/data.pkl", EMPTY_DICT)]), "E105"),
     "no pickle": (archive_bytes([("a/version", b"3")]), "E105"),
     "npz": (archive_bytes([("a.npy", b"x")]), "E105"),
-    "TorchScript": (archive_bytes([*GOOD, ("a/constants.pkl", EMPTY_DICT)]), "E115"),
-    "torch.export": (archive_bytes([("a/archive_format", b"pt2"), ("a/data/weights/x", b"")]), "E115"),
+    "TorchScript without modules": (archive_bytes([*GOOD, ("a/constants.pkl", EMPTY_DICT)]), "E134"),
+    "TorchScript before 1.4": (archive_bytes([("a/model.json", b"{}"), ("a/tensors/0", b"")]), "E115"),
+    "torch.export without weights": (archive_bytes([("a/archive_format", b"pt2"), ("a/data/weights/x", b"")]), "E134"),
+    "torch.export before 2.8": (archive_bytes([("serialized_exported_program.json", b"{}"), ("version", b"1")]), "E115"),
+    "torch.package": (archive_bytes([*GOOD, ("a/.data/extern_modules", b"")]), "E115"),
+    "compressed code in a checkpoint": (with_compressed_code(), "E107"),
     "big endian": (archive_bytes([*GOOD, ("a/byteorder", b"big")]), "E108"),
     "huge text member": (archive_bytes([*GOOD, ("a/byteorder", b"little" + b" " * 100)]), "E111"),
     "only an end": (b"PK\x05\x06" + bytes(18), "E105"),

@@ -1,0 +1,37 @@
+"""A zip file: which of torch's three forms it is, by its members, and then that form's reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+from exporter.artifacts import Checkpoint
+from exporter.checkpoint.exported_program import read_exported_program
+from exporter.checkpoint.torch_zip import read_torch_zip
+from exporter.checkpoint.torchscript import read_torchscript
+from exporter.checkpoint.zip_directory import Window, read_directory
+from exporter.errors import CheckpointError
+
+__all__ = ["read_zip"]
+
+_PROGRAMS = (("archive_format", read_exported_program), ("constants.pkl", read_torchscript))
+
+
+def read_zip(file: BinaryIO, path: Path) -> Checkpoint:
+    """Return the checkpoint in the open zip file.
+
+    Raises:
+        CheckpointError: E105, E107 to E115 or E134.
+    """
+    window = Window.of(file)
+    members = read_directory(window, path, compressed_code=True)
+    roots = {name.partition("/")[0] for name in members}
+    for label, read in _PROGRAMS:
+        root = next(iter(roots))
+        if len(roots) == 1 and f"{root}/{label}" in members:
+            return read(window, members, root, path)
+    compressed = [name for name, member in members.items() if member.inflated_bytes is not None]
+    if compressed:
+        facts = {"file": path, "found": f"the compressed member {compressed[0]!r}; torch stores its members as they are"}
+        raise CheckpointError("E107", "the zip archive of the checkpoint is damaged or was tampered with", facts=facts)
+    return read_torch_zip(file, path, members)
