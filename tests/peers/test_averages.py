@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -241,3 +242,26 @@ def test_ignite(buffers: str, tmp_path: Path) -> None:
     assert [c.name for c in reading.candidates] == ["ema_model"]
     assert_baked(path, handler.ema_model.state_dict(), model.state_dict())
     assert_baked(path, model.state_dict(), model.state_dict(), choice="raw")
+
+
+def test_mmcv(tmp_path: Path) -> None:
+    """mmcv 1's EMAHook and save_checkpoint: after an epoch the plain names are the average, the ``ema_`` buffers raw."""
+    pytest.importorskip("mmcv", reason="mmcv is not installed")
+    from mmcv.runner import save_checkpoint
+    from mmcv.runner.hooks.ema import EMAHook
+
+    model = network()
+    runner = types.SimpleNamespace(model=model, iter=0)
+    hook = EMAHook(momentum=0.1, warm_up=1)
+    hook.before_run(runner)
+    own = set(network().state_dict())
+    for runner.iter in range(4):
+        train(model)
+        hook.after_train_iter(runner)
+    raw = {name: tensor for name, tensor in snapshot(model.state_dict()).items() if name in own}
+    hook.after_train_epoch(runner)  # swaps, before the checkpoint is written
+    wanted = {name: tensor for name, tensor in snapshot(model.state_dict()).items() if name in own}
+    save_checkpoint(model, str(tmp_path / "epoch_1.pth"), meta={"epoch": 1})
+    assert read_layout(open_checkpoint(tmp_path / "epoch_1.pth")).layout == "mmcv"
+    assert_baked(tmp_path / "epoch_1.pth", wanted, raw)
+    assert_baked(tmp_path / "epoch_1.pth", raw, raw, choice="raw")
