@@ -7,6 +7,8 @@ forward from the raw ones. Buffers, frozen parameters and what stands beside the
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 
 from exporter.artifacts import Checkpoint, TensorRef
@@ -19,6 +21,8 @@ from exporter.weights.state_dicts import as_weights, child, own_names
 __all__ = ["LAYOUT"]
 
 COUNTERS = ("decay", "num_updates")
+MAX_AVERAGES = 8
+"""More than a module has; each is looked for among all names."""
 
 
 def read(checkpoint: Checkpoint) -> Match | None:
@@ -27,7 +31,7 @@ def read(checkpoint: Checkpoint) -> Match | None:
         weights = as_weights(node, at)
         if weights is None:
             continue
-        found = [_average(checkpoint, weights, prefix) for prefix in _prefixes(weights)]
+        found = [_average(checkpoint, weights, prefix) for prefix in itertools.islice(_prefixes(weights), MAX_AVERAGES)]
         if found:
             averages = tuple(average for average, _ in found)
             ema = {name for _, names in found for name in names}
@@ -39,12 +43,14 @@ def read(checkpoint: Checkpoint) -> Match | None:
 
 
 def _prefixes(weights: WeightSet) -> Iterator[str]:
+    inner: dict[str, list[str]] = {}
     for name in weights.tensors:
-        prefix, dot, counter = name.rpartition(".")
-        if dot and counter == "num_updates" and f"{prefix}.decay" in weights.tensors:
-            inner = [other.removeprefix(f"{prefix}.") for other in weights.tensors if other.startswith(f"{prefix}.")]
-            if len(inner) > len(COUNTERS) and not any("." in other for other in inner):
-                yield f"{prefix}."
+        prefix, dot, rest = name.partition(".")
+        if dot:
+            inner.setdefault(prefix, []).append(rest)
+    for prefix, names in inner.items():
+        if {*COUNTERS} <= set(names) and len(names) > len(COUNTERS) and not any("." in name for name in names):
+            yield f"{prefix}."
 
 
 def _average(checkpoint: Checkpoint, weights: WeightSet, prefix: str) -> tuple[Average, set[str]]:
@@ -68,9 +74,12 @@ def _average(checkpoint: Checkpoint, weights: WeightSet, prefix: str) -> tuple[A
 
 def _averaged_part(raw: list[str], buffers: dict[str, TensorRef]) -> str:
     """Return the prefix of the part of the module that is averaged: the one whose names explain most of the buffers."""
-    parts = dict.fromkeys(["", *(f"{name.partition('.')[0]}." for name in raw if "." in name)])
-    explained = {part: sum(_without_dots(name.removeprefix(part)) in buffers for name in raw if name.startswith(part)) for part in parts}
-    return max(parts, key=explained.__getitem__)
+    explained = Counter({"": sum(_without_dots(name) in buffers for name in raw)})
+    for name in raw:
+        part, dot, rest = name.partition(".")
+        if dot:
+            explained[f"{part}."] += _without_dots(rest) in buffers
+    return max(explained, key=explained.__getitem__)
 
 
 def _without_dots(name: str) -> str:
