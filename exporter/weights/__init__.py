@@ -10,5 +10,6 @@ from exporter.weights.baking import bake
 from exporter.weights.identity import identify
 from exporter.weights.reading import read_layout
 from exporter.weights.storing import load_weights, weights_key
+from exporter.weights.torch_output import TORCH_SUFFIXES, save_torch
 
-__all__ = ["bake", "identify", "load_weights", "read_layout", "weights_key"]
+__all__ = ["TORCH_SUFFIXES", "bake", "identify", "load_weights", "read_layout", "save_torch", "weights_key"]

@@ -29,6 +29,8 @@ RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
         pytest.param(["inspect", "."], 4, ".", id="a folder"),
         pytest.param(["bake-ema", "model.py"], 4, "model.py", id="no checkpoint"),
         pytest.param(["bake-ema", "digits.pt", "--ema", "other"], 4, "model_ema", id="no such average"),
+        pytest.param(["bake-ema", "digits.pt", "--under", "state_dict"], 2, ".pt", id="a key in a file without keys"),
+        pytest.param(["bake-ema", "digits.pt", "-o", "digits.pt"], 4, "overwrite", id="onto the checkpoint"),
         pytest.param(["fuse-bn", "model.py:biuld"], 2, "build", id="misspelt factory"),
         pytest.param(["fuse-bn", "none.py:build"], 2, "none.py", id="missing model file"),
         pytest.param(["fuse-bn", "--input", "image:2xbig"], 2, "NAME:SHAPE", id="no shape"),
@@ -104,7 +106,7 @@ def test_options_are_frozen() -> None:
     expected = {
         "run": ["--config", "--input", "--min-speedup", "--model", "--require-trt", *weights],
         "inspect": ["--decay", "--depth", "--digest", "--tree"],
-        "bake-ema": ["--config", "--model", "--output", *weights],
+        "bake-ema": ["--config", "--model", "--output", "--under", *weights],
         "fuse-bn": ["--check", "--checkpoint", "--config", "--input", "--keep", "--output", *weights],
         "export-onnx": ["--checkpoint", "--config", "--input", "--opset", "--output", "--static-batch", *weights],
         "build-trt": ["--config", "--optimization-level", "--output", "--profile", "--python", "--tf32", "--workspace-mib"],
