@@ -126,7 +126,7 @@ def _attributes(node: Node) -> Mapping[object, Node]:
 
 
 def _is_branch(name: str, value: Node) -> bool:
-    return isinstance(value, (Mapping, list)) and not name.endswith(_EXTRA_STATE)
+    return not isinstance(value, TensorRef) and isinstance(value, (Mapping, list)) and not name.endswith(_EXTRA_STATE)
 
 
 def _is_empty_extra(name: str, value: Node) -> bool:

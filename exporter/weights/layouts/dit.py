@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from exporter.artifacts import Checkpoint
 from exporter.weights.health import Schedule
 from exporter.weights.layout import Average, Layout, Match
-from exporter.weights.state_dicts import as_weights, child, own_names
+from exporter.weights.state_dicts import as_weights, own_names
 
 __all__ = ["LAYOUT"]
 
@@ -23,8 +23,10 @@ _KEYS = {"model", "ema", "opt", "args"}
 def read(checkpoint: Checkpoint) -> Match | None:
     """Recognise exactly the keys ``model``, ``ema``, ``opt`` and ``args``."""
     root = checkpoint.root
-    raw, average = as_weights(child(root, RAW), RAW), as_weights(child(root, EMA), EMA)
-    if raw is None or average is None or not isinstance(root, Mapping) or set(root) != _KEYS:
+    if not isinstance(root, Mapping) or root.keys() != _KEYS:
+        return None
+    raw, average = as_weights(root[RAW], RAW), as_weights(root[EMA], EMA)
+    if raw is None or average is None:
         return None
     raw = own_names(raw)
     return Match("dit", (Average(EMA, own_names(average, like=raw), Schedule("constant", DECAY), None, "stale"),), raw)

@@ -18,8 +18,10 @@ AVERAGES = ("ema", "ema_fp32_params")
 def read(checkpoint: Checkpoint) -> Match | None:
     """Recognise ``extra_state`` with ``ema`` beside ``model``."""
     root = checkpoint.root
-    raw = as_weights(child(root, RAW), RAW)
     extra = child(root, EXTRA)
+    if child(extra, "ema") is None:
+        return None
+    raw = as_weights(child(root, RAW), RAW)
     if raw is None or as_weights(child(extra, "ema"), "") is None:
         return None
     raw = own_names(raw)

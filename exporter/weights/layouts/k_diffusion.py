@@ -20,9 +20,11 @@ RAW, EMA, SCHEDULE = "model", "model_ema", "ema_sched"
 def read(checkpoint: Checkpoint) -> Match | None:
     """Recognise ``ema_sched`` with ``last_epoch`` beside ``model`` and ``model_ema``."""
     root = checkpoint.root
-    raw, average = as_weights(child(root, RAW), RAW), as_weights(child(root, EMA), EMA)
     epoch = child(child(root, SCHEDULE), "last_epoch")
-    if raw is None or average is None or epoch is None:
+    if epoch is None:
+        return None
+    raw, average = as_weights(child(root, RAW), RAW), as_weights(child(root, EMA), EMA)
+    if raw is None or average is None:
         return None
     raw = own_names(raw)
     return Match("k-diffusion", (Average(EMA, own_names(average, like=raw), _schedule(child(root, SCHEDULE)), count(epoch)),), raw)

@@ -31,7 +31,8 @@ def read(checkpoint: Checkpoint) -> Match | None:
 
 
 def _weight_averaging(root: Node) -> Match | None:
-    average, raw = as_weights(child(root, STATE), STATE), as_weights(child(root, CURRENT), CURRENT)
+    raw = as_weights(child(root, CURRENT), CURRENT)
+    average = as_weights(child(root, STATE), STATE) if raw is not None else None
     if average is None or raw is None:
         return None
     raw = own_names(raw)
@@ -44,9 +45,9 @@ def _weight_averaging(root: Node) -> Match | None:
 
 
 def _stochastic(root: Node) -> Match | None:
-    raw = as_weights(child(root, STATE), STATE)
     for at, state in _states(root):
         average = as_weights(child(state, SWA_STATE), f"{at}/{SWA_STATE}", remark=_STALE)
+        raw = as_weights(child(root, STATE), STATE) if average is not None else None
         if raw is None or average is None:
             continue
         raw = own_names(raw)

@@ -22,8 +22,10 @@ STATE = "state_dict"
 def read(checkpoint: Checkpoint) -> Match | None:
     """Recognise ``meta`` and a ``state_dict`` in which ``ema_<name with underscores>`` stands beside plain names."""
     root = checkpoint.root
+    if not isinstance(child(root, "meta"), Mapping):
+        return None
     weights = as_weights(child(root, STATE), STATE)
-    if weights is None or not isinstance(child(root, "meta"), Mapping):
+    if weights is None:
         return None
     tensors = weights.tensors
     twins = {_mangled(name) for name in tensors if _mangled(name) in tensors and _same_kind(tensors[_mangled(name)], tensors[name])}

@@ -20,11 +20,12 @@ AVERAGE, RAW, COUNTER = "state_dict", "ema_state_dict", "steps"
 def read(checkpoint: Checkpoint) -> Match | None:
     """Recognise ``ema_state_dict`` with ``steps`` and ``module.`` names beside ``state_dict``."""
     root = checkpoint.root
-    average, labelled = as_weights(child(root, AVERAGE), AVERAGE), as_weights(child(root, RAW), RAW)
-    if average is None or labelled is None or COUNTER not in labelled.tensors:
+    labelled = as_weights(child(root, RAW), RAW)
+    if labelled is None or COUNTER not in labelled.tensors:
         return None
+    average = as_weights(child(root, AVERAGE), AVERAGE)
     inner = {name: ref for name, ref in labelled.tensors.items() if name != COUNTER}
-    if not inner or not all(name.startswith("module.") for name in inner):
+    if average is None or not inner or not all(name.startswith("module.") for name in inner):
         return None
     average = own_names(average)
     raw = own_names(WeightSet(RAW, inner, labelled.others), wrappers=1, like=average)

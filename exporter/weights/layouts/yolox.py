@@ -18,8 +18,10 @@ SCORES = ("best_ap", "curr_ap")
 def read(checkpoint: Checkpoint) -> Match | None:
     """Recognise ``start_epoch``, ``model`` and ``optimizer`` beside one of YOLOX's scores."""
     root = checkpoint.root
+    if any(child(root, key) is None for key in KEYS) or all(child(root, key) is None for key in SCORES):
+        return None
     raw = raw_weights(root)
-    if raw is None or any(child(root, key) is None for key in KEYS) or all(child(root, key) is None for key in SCORES):
+    if raw is None:
         return None
     remark = "laid out as YOLOX does, which writes the average under `model`: probably averaged already, the file cannot tell"
     return Match("yolox", raw=replace(raw, remark=remark))
