@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from exporter.artifacts import Checkpoint
 from exporter.checkpoint.folder_kinds import open_folder
+from exporter.checkpoint.hdf5_file import read_hdf5
 from exporter.checkpoint.plain_pickle import read_pickle
 from exporter.checkpoint.recognition import Container, recognise
 from exporter.checkpoint.safetensors_file import read_safetensors
@@ -28,6 +29,7 @@ _READERS: dict[Container, Callable[[BinaryIO, Path], Checkpoint]] = {
     Container.PICKLE: read_pickle,
     Container.SHARDS: read_shards,
     Container.TORCH_TAR: read_torch_tar,
+    Container.HDF5: read_hdf5,
 }
 
 

@@ -16,7 +16,6 @@ from exporter.errors import CheckpointError
 __all__ = ["Container", "recognise"]
 
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, or a scientific data set)", ""),
     (b"\x93NUMPY", "a NumPy array (.npy)", ""),
     (b"\x1f\x8b", "a gzip file", "unpack it first: gunzip"),
     (b"\x28\xb5\x2f\xfd", "a zstandard file", "unpack it first: unzstd"),
@@ -39,6 +38,7 @@ class Container(enum.Enum):
     PICKLE = "pickle"
     SHARDS = "safetensors in shards"
     TORCH_TAR = "torch tar"
+    HDF5 = "HDF5"
 
 
 def recognise(file: BinaryIO, path: Path) -> Container:
@@ -51,6 +51,8 @@ def recognise(file: BinaryIO, path: Path) -> Container:
     head = os.pread(file.fileno(), 2048, 0)
     if head.startswith(b"PK\x03\x04"):
         return Container.TORCH_ZIP
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return Container.HDF5
     if len(head) > 8 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= max(size, 1 << 27):
         return Container.SAFETENSORS
     if re.match(LEGACY_START, head, re.DOTALL):

@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from exporter.artifacts import Checkpoint
 from exporter.checkpoint.exported_program import read_exported_program
+from exporter.checkpoint.hdf5_file import KERAS_WEIGHTS, read_keras_zip
 from exporter.checkpoint.torch_zip import read_torch_zip
 from exporter.checkpoint.torchscript import read_torchscript
 from exporter.checkpoint.zip_directory import Window, read_directory
@@ -34,4 +35,6 @@ def read_zip(file: BinaryIO, path: Path) -> Checkpoint:
     if compressed:
         facts = {"file": path, "found": f"the compressed member {compressed[0]!r}; torch stores its members as they are"}
         raise CheckpointError("E107", "the zip archive of the checkpoint is damaged or was tampered with", facts=facts)
+    if KERAS_WEIGHTS in members:
+        return read_keras_zip(file, path, members)
     return read_torch_zip(file, path, members)

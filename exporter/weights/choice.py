@@ -64,7 +64,7 @@ def choose_average(checkpoint: Checkpoint, match: Match, config: BakeConfig) -> 
     if not named:
         facts = {"file": checkpoint.path, "found": ", ".join(names), "meaning": match.averages[0].weights.remark}
         help_text = f"--ema {names[0]} takes it on purpose, --weights raw the weights that were trained"
-        raise LayoutError("E225", "the only average here is a momentum encoder, which is taken only by name", facts=facts, help=help_text)
+        raise LayoutError("E225", "the only average here is one that is taken only by name", facts=facts, help=help_text)
     if len(named) > 1:
         rows = [_row(candidate_of(average, decay=config.decay)) for average in match.averages]
         facts = {"file": checkpoint.path, "found": "\n".join(rows)}
