@@ -32,7 +32,9 @@ def test_k_diffusion(model: nn.Module, other_model: nn.Module, read: Read) -> No
     """``ema_sched`` counts the updates."""
     schedule = {"inv_gamma": 1.0, "power": 2 / 3, "min_value": 0.0, "max_value": 0.9999, "start_at": 0, "last_epoch": 4000}
     reading = read({"model": model.state_dict(), "model_ema": other_model.state_dict(), "ema_sched": schedule, "opt": {}, "epoch": 1, "step": 9})
-    assert (reading.layout, reading.candidates[0].name, reading.candidates[0].updates) == ("k-diffusion", "model_ema", 4000)
+    (candidate,) = reading.candidates
+    assert (reading.layout, candidate.name, candidate.updates, candidate.decay) == ("k-diffusion", "model_ema", 4000, 0.9999)
+    assert candidate.state == "warming", "the decay still rises, and the average follows the weights closely"
 
 
 def test_dit(model: nn.Module, other_model: nn.Module, read: Read, baked: Bake) -> None:

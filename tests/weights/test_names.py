@@ -43,6 +43,7 @@ def test_lit_ema(read: Read, baked: Bake) -> None:
     reading = read(latent_diffusion())
     (candidate,) = reading.candidates
     assert (reading.layout, candidate.name, candidate.updates, candidate.decay) == ("lit-ema", "model_ema", 5000, pytest.approx(0.99))
+    assert (candidate.schedule, candidate.state) == ("min(0.99, (1+n)/(10+n))", "settled")
     weights, averaged = baked(latent_diffusion())
     assert set(averaged) == {name for name in latent_diffusion()["state_dict"] if not name.startswith("model_ema.")}
     assert np.all(averaged["model.diffusion_model.out.weight"] == 0.5)
@@ -152,6 +153,8 @@ def test_a_list_gets_its_names_from_the_model(
     reading = read_layout(checkpoint)
     assert (reading.layout, reading.needs_parameter_order) == ("shadow-params", True)
     assert "order of the model" in reading.candidates[0].remark
+    expected = "0.99 constant" if counters is TORCH_EMA else "min(0.9999, (1+(n-1))/(10+(n-1)))"
+    assert reading.candidates[0].schedule == expected
     assert not read_layout(checkpoint, parameter_order=order_of(model)).needs_parameter_order
     weights = bake(checkpoint, BakeConfig(), tmp_path / "out.safetensors", parameter_order=order_of(model))
     baked = {name: read_tensor(ref) for name, ref in open_checkpoint(weights.path).root.items()}

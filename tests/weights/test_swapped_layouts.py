@@ -113,6 +113,8 @@ def test_lightning_swa_in_the_middle_of_training(read: Read, baked: Bake) -> Non
     (candidate,) = read(content).candidates
     assert (candidate.name, candidate.updates, candidate.at) == ("swa", 3, "callbacks/StochasticWeightAveraging/average_model_state")
     assert "statistics" in candidate.remark
+    assert candidate.schedule == "mean of snapshots"
+    assert candidate.state != "cold"
     assert np.all(baked(content)[1]["conv.weight"] == AVERAGE)
     assert np.all(baked(content, choice="raw")[1]["conv.weight"] == RAW)
 
