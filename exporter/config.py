@@ -91,8 +91,8 @@ class BakeConfig(_Section):
         decay: what training used, where the file does not say; it decides the health of the average.
         drift: when the distance of the average from the raw weights is measured, for which the raw weights are read too: ``auto``
             up to 256 MB of averaged weights, ``always``, ``never``.
-        digest: what identifies checkpoint and output: ``contents``, a SHA-256 over the structure and the CRC-32 of every tensor, or
-            ``file``, a SHA-256 over every byte, for which both are read once more.
+        digest: what identifies checkpoint and output: ``file``, a SHA-256 over every byte, for which both are read once more;
+            ``contents``, a SHA-256 over the structure and the CRC-32 of every tensor; ``auto`` is ``file`` up to 256 MB.
         dtype: ``keep``, or a floating dtype that every floating tensor is cast to.
         strip_prefix: take only what stands below this prefix, under the names behind it: ``net.`` of a training module around the
             model.
@@ -104,7 +104,7 @@ class BakeConfig(_Section):
     allow_cold: bool = False
     allow_nonfinite: bool = False
     drift: Literal["auto", "always", "never"] = "auto"
-    digest: Literal["contents", "file"] = "contents"
+    digest: Literal["auto", "contents", "file"] = "auto"
     dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
     strip_prefix: str = ""
 

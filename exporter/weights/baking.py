@@ -105,7 +105,7 @@ def bake(
         lineage=lineage,
     )
     key = weights_key(digest, config, parameter_order=parameter_order)
-    written = contents_digest(header, checksums) if config.digest == "contents" else None
+    written = contents_digest(header, checksums) if digest.of == "contents" else None
     return store_record(output, key, plan.specs, summary, provenance, digest=written)
 
 

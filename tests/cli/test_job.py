@@ -44,7 +44,7 @@ def test_run_goes_from_checkpoint_to_verdict_and_reuses_its_work(digits: Path, r
     assert verdicts["latency", "onnx"]["outcome"] == "PASS"
     assert verdicts["parity", "tensorrt"]["outcome"] == "NOT_RUN"
     assert verdicts["parity", "tensorrt"]["reason"]
-    assert report["lineage"]["checkpoint_contents_sha256"]
+    assert report["lineage"]["checkpoint_sha256"]
     values = next(v["evidence"]["values"] for v in report["verdicts"] if v["check"] == "metric")
     assert values["raw"] < values["ema"] == values["fused"] == values["onnx"]
 

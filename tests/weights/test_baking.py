@@ -82,9 +82,10 @@ def test_summary_and_provenance(digits: Path, baked: Baked) -> None:
     assert summary.left_behind["optimizer"] == 75_368
     assert summary.size_bytes == weights.path.stat().st_size
     digest = identify(open_checkpoint(path))
-    assert weights.provenance.made_from == {"checkpoint": f"contents-sha256:{digest.hex}"}
+    assert digest == digest_of_file(path)
+    assert weights.provenance.made_from == {"checkpoint": f"sha256:{digest.hex}"}
     lineage = weights.provenance.lineage
-    assert (lineage["checkpoint"], lineage["checkpoint_contents_sha256"], lineage["weights"]) == ("digits.pt", digest.hex, "ema:model_ema")
+    assert (lineage["checkpoint"], lineage["checkpoint_sha256"], lineage["weights"]) == ("digits.pt", digest.hex, "ema:model_ema")
     assert (lineage["layout"], lineage["ema_updates"], lineage["ema_decay"]) == ("torch-averaged-model", "540", "0.98")
     with safetensors.safe_open(weights.path, "np") as file:
         metadata = file.metadata()
@@ -102,15 +103,25 @@ def test_same_input_same_bytes(digits: Path, tmp_path: Path) -> None:
     assert first.digest == second.digest
 
 
-def test_digest_of_files_is_taken_where_it_is_asked_for(digits: Path, baked: Baked) -> None:
-    """With ``digest = "file"`` provenance and artefact hold the SHA-256 of every byte, under a name that says so."""
+@pytest.mark.parametrize(
+    ("setting", "limit", "kind"),
+    [("file", 0, "file"), ("contents", 1 << 40, "contents"), ("auto", 1 << 40, "file"), ("auto", 0, "contents")],
+    ids=["file", "contents", "auto, small", "auto, large"],
+)
+def test_digests_are_what_was_asked_for(digits: Path, baked: Baked, monkeypatch: pytest.MonkeyPatch, setting: str, limit: int, kind: str) -> None:
+    """Provenance and artefact hold the SHA-256 of every byte, or that of the contents, under a name that says so."""
+    monkeypatch.setattr("exporter.weights.identity.SMALL_BYTES", limit)
     path = digits / "digits.pt"
-    weights, _ = baked(path, decay=0.98, digest="file")
-    digest = digest_of_file(path)
-    assert weights.provenance.made_from == {"checkpoint": f"sha256:{digest.hex}"}
-    assert weights.provenance.lineage["checkpoint_sha256"] == digest.hex
-    assert "checkpoint_contents_sha256" not in weights.provenance.lineage
-    assert weights.digest == digest_of_file(weights.path)
+    weights, _ = baked(path, decay=0.98, digest=setting)
+    checkpoint = open_checkpoint(path)
+    digest = digest_of_file(path) if kind == "file" else checkpoint.contents
+    prefix = "" if kind == "file" else "contents_"
+    assert digest is not None
+    assert weights.provenance.made_from == {"checkpoint": str(digest)}
+    assert weights.provenance.lineage[f"checkpoint_{prefix}sha256"] == digest.hex
+    assert len([name for name in weights.provenance.lineage if name.endswith("sha256")]) == 1
+    assert weights.digest.of == kind
+    assert (weights.digest == digest_of_file(weights.path)) == (kind == "file")
     assert load_weights(weights.path) == weights
 
 
