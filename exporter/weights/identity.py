@@ -16,9 +16,10 @@ SMALL_BYTES = 256_000_000
 def identify(checkpoint: Checkpoint, how: Literal["auto", "contents", "file"] = "auto") -> Digest:
     """Return the digest of the checkpoint.
 
-    ``auto`` is ``file``, what ``sha256sum`` says, up to 256 MB, and ``contents`` beyond. ``contents`` needs no tensor to be read where the container has a checksum for every one of them, as torch zip files do: it is
-    taken over their pickle, and name, size and CRC-32 of every member. It stands for the bytes as far as a CRC-32 does, and baking
-    verifies the CRC-32 of all that it copies. A container without checksums gets a digest over every byte all the same.
+    ``auto`` is ``file``, what ``sha256sum`` says, up to 256 MB, and ``contents`` beyond. ``contents`` needs no tensor to be read
+    where the container has a checksum for every one of them, as torch zip files do: it is taken over their pickle, and name, size
+    and CRC-32 of every member. It stands for the bytes as far as a CRC-32 does, and baking verifies the CRC-32 of all that it
+    copies. A container without checksums gets a digest over every byte all the same.
 
     Raises:
         CheckpointError: a file cannot be read (E103).

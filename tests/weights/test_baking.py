@@ -128,19 +128,19 @@ def test_digests_are_what_was_asked_for(digits: Path, baked: Baked, monkeypatch:
 def test_contents_are_another_where_a_tensor_is(digits: Path) -> None:
     """The digest of the contents depends on every tensor, through its checksum, and on the pickle; not on the file's name."""
     path = digits / "digits.pt"
-    before = identify(open_checkpoint(path))
+    before = identify(open_checkpoint(path), "contents")
     assert before.of == "contents"
-    assert identify(open_checkpoint(path.rename(digits / "moved.pt"))) == before
+    assert identify(open_checkpoint(path.rename(digits / "moved.pt")), "contents") == before
     content = torch.load(digits / "moved.pt")
     torch.save(content, path)
-    same_name = identify(open_checkpoint(path))
+    same_name = identify(open_checkpoint(path), "contents")
     content["model"]["stem.0.weight"].view(-1)[0] += 1
     torch.save(content, path)
-    other_tensor = identify(open_checkpoint(path))
+    other_tensor = identify(open_checkpoint(path), "contents")
     assert other_tensor != same_name
     content["epoch"] = 10**6
     torch.save(content, path)
-    assert identify(open_checkpoint(path)) not in {same_name, other_tensor}
+    assert identify(open_checkpoint(path), "contents") not in {same_name, other_tensor}
 
 
 @pytest.mark.parametrize(
