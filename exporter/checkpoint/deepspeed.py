@@ -22,6 +22,7 @@ __all__ = ["LATEST", "is_deepspeed", "read_deepspeed"]
 LATEST = "latest"
 _MODEL = re.compile(r"mp_rank_\d+_model_states\.pt")
 _ZERO3 = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
+_EXPERT = re.compile(r".*expert_\d+_mp_rank_\d+_model_states\.pt")
 _PIPELINE = re.compile(r"layer_\d+-model_.*model_states\.pt")
 _MAX_TAG_BYTES = 255
 
@@ -43,7 +44,7 @@ def read_deepspeed(folder: Path, names: set[str]) -> Checkpoint:
         tag_folder, files = folder / _tag(folder), [folder / LATEST]
         names = list_names(tag_folder)
     models = sorted(name for name in names if _MODEL.fullmatch(name))
-    if len(models) != 1:
+    if len(models) != 1 or any(_EXPERT.fullmatch(name) for name in names):
         raise _shared_out(tag_folder, names, models)
     with open_member(tag_folder, models[0]) as file:
         whole = read_torch_zip(file, tag_folder / models[0])
@@ -77,6 +78,8 @@ def _shared_out(folder: Path, names: set[str], models: list[str]) -> CheckpointE
         found, remedy = "ZeRO 3: every process has a part of every weight", "gather it with DeepSpeed's zero_to_fp32.py, which stands in the folder"
     elif any(_PIPELINE.fullmatch(name) for name in names):
         found, remedy = "pipeline parallelism: a file for each layer", "gather the weights with the training code"
+    elif any(_EXPERT.fullmatch(name) for name in names):
+        found, remedy = "a mixture of experts: each expert in a file of its own", "gather the weights with the training code"
     elif models:
         found, remedy = f"model parallelism: {len(models)} files mp_rank_*", "gather the weights with the training code"
     else:

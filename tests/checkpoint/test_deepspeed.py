@@ -112,6 +112,7 @@ REFUSED = {
     "ZeRO 3": (_write("zero_pp_rank_0_mp_rank_00_model_states.pt"), "E118", "ZeRO 3"),
     "pipeline": (_write("layer_01-model_00-model_states.pt"), "E118", "pipeline"),
     "model parallel": (_write("mp_rank_01_model_states.pt", remove=False), "E118", "model parallelism: 2"),
+    "experts": (_write("layer_0_expert_1_mp_rank_00_model_states.pt", remove=False), "E118", "experts"),
     "incomplete": (_write("zero_pp_rank_0_mp_rank_00_optim_states.pt"), "E118", "no mp_rank_00"),
     "a tag that is not there": (lambda folder: (folder / "latest").write_text("global_step9"), "E118", "global_step9"),
     "a tag outside": (lambda folder: (folder / "latest").write_text("../run/global_step3"), "E116", "../run"),
