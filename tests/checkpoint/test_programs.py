@@ -181,9 +181,9 @@ LYING = {
     "export: big endian": ("export", replaced("byteorder", b"little", b"big"), "E108"),
     "script: no modules": ("script", lambda name, content: (name, b"\x80\x02}." if name.endswith("/data.pkl") else content), "E134"),
     "script: no data": ("script", without("/data.pkl"), "E134"),
-    "script: no code": ("script", without("container.py"), "E134"),
+    "script: no code": ("script", without(".py"), "E134"),
     "script: a storage that is missing": ("script", without("data/0"), "E112"),
-    "script: code that is no text": ("script", lambda name, content: (name, b"\xff\xfe" if name.endswith("container.py") else content), "E134"),
+    "script: code that is no text": ("script", lambda name, content: (name, b"\xff\xfe" if name.endswith(".py") else content), "E134"),
     "script: big endian": ("script", replaced("byteorder", b"little", b"big"), "E108"),
 }
 
