@@ -117,3 +117,20 @@ def test_slots_are_not_taken_for_averages(change: Callable[[dict[str, Any]], obj
 def test_after_fit_nothing_is_beside_the_weights(write: Callable[..., Path]) -> None:
     """With ``use_ema`` and no variables left, the file is said to be averaged already, perhaps."""
     assert "fit()" in read(write(config(), slots=0, drop=6)).raw_remark
+
+
+def test_the_names_of_tf_keras(tmp_path: Path, baked: Callable[..., tuple[object, dict[str, np.ndarray]]]) -> None:
+    """In tf-keras' ``.h5`` files averages stand under ``average`` beside the momentum, with the layers' own names."""
+    described = {"optimizer_config": {"class_name": "SGD", "config": {"use_ema": True, "ema_momentum": 0.9}}}
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file.attrs["training_config"] = json.dumps(described)
+        for name, number in (("dense/kernel:0", 1), ("bn/gamma:0", 2), ("bn/moving_mean:0", 3)):
+            file[f"model_weights/{name.partition('/')[0]}/{name}"] = np.full(3, number, "f4")
+            if "moving" not in name:
+                file[f"optimizer_weights/SGD/average/{name}"] = np.full(3, 10 + number, "f4")
+                file[f"optimizer_weights/SGD/m/{name}"] = np.full(3, 20 + number, "f4")
+        file["optimizer_weights/iteration:0"] = np.array(400, "i8")
+    (candidate,) = read(tmp_path / "model.h5").candidates
+    assert (candidate.updates, candidate.num_tensors) == (400, 2)
+    _, arrays = baked(tmp_path / "model.h5", ema="optimizer")
+    assert {name: float(array[0]) for name, array in arrays.items()} == {"dense/kernel:0": 11, "bn/gamma:0": 12, "bn/moving_mean:0": 3}
