@@ -212,6 +212,8 @@ class Worker:
             elif message.header.get("id") != self._number:
                 continue
             elif message.type == "result":
+                if cancelled_at_s is not None:  # it was done before the wish reached it, which changes nothing for who asked
+                    raise EngineBuildError("E503", "the build was cancelled; nothing was written", facts={"during": verb})
                 return Reply(message.header.get("value") or {}, message.buffers)
             elif message.type == "error":
                 raise _error_from(message.header)
