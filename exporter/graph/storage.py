@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from torch.export import ExportedProgram
 from exporter.artifacts import Digest, Folded, Graph, Provenance, Refusal, RefusalReason, TensorSpec, to_json
 from exporter.errors import ArtifactError
 from exporter.files import atomic_write
-from exporter.records import read_record, record_path, write_record
+from exporter.records import read_record, record_path, recorded_digest, write_record
 
 __all__ = ["load_graph", "save_graph", "unfused_path"]
 
@@ -95,14 +93,9 @@ def _load_program(path: Path) -> tuple[ExportedProgram | None, str]:
     except OSError as err:
         raise ArtifactError("E341", "a stored graph cannot be read", facts={"file": path, "found": err.strerror or err}) from err
     digest = hashlib.sha256(content).hexdigest()
-    if read_record(path) is None or _recorded_digest(path) != digest:
+    if read_record(path) is None or recorded_digest(path).hex != digest:
         return None, digest
     return torch.export.load(io.BytesIO(content)), digest
-
-
-def _recorded_digest(path: Path) -> str:
-    body: Any = json.loads(record_path(path).read_text(encoding="utf-8"))
-    return str(body.get("sha256", "")) if isinstance(body, Mapping) else ""
 
 
 def _specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

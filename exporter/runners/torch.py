@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import logging
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,6 @@ __all__ = ["TorchRunner", "array_from_tensor", "cast_module", "tensor_from_array
 
 Precision: TypeAlias = Literal["float64", "float32", "float16", "bfloat16"]
 
-_LOG = logging.getLogger(__name__)
 _FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
