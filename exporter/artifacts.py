@@ -332,6 +332,8 @@ class BakeSummary:
     drift_total: float | None
     """Over all averaged tensors together; None where it cannot be known."""
     candidate: EmaCandidate | None = None
+    remarks: tuple[str, ...] = ()
+    """What a reader should know of the weights."""
 
 
 @dataclass(frozen=True, slots=True)

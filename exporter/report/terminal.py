@@ -90,6 +90,7 @@ def render_bake(summary: BakeSummary, path: Path) -> list[str]:
         lines.append(f"{lead}left behind: {left}")
     if choice == "ema":
         lines.append(f"{lead}distance from raw: {_distance(summary)}")
+    lines += [f"{lead}{remark}" for remark in summary.remarks]
     return [printable(line) for line in lines]
 
 

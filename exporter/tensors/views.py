@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from exporter.artifacts import TensorRef
 from exporter.tensors.dtypes import DTYPES
 
@@ -11,7 +13,19 @@ MAX_DIMENSIONS = 64
 """More axes than torch or NumPy allow; a longer shape is refused before it is multiplied out."""
 
 
-def size_bytes(ref: TensorRef) -> int:
+class HasElements(Protocol):
+    """Anything that has elements of one dtype."""
+
+    @property
+    def dtype(self) -> str:
+        """torch's name of the dtype."""
+
+    @property
+    def num_elements(self) -> int:
+        """Number of elements."""
+
+
+def size_bytes(ref: HasElements) -> int:
     """Return the bytes that the tensor's elements take when written one after the other."""
     return ref.num_elements * DTYPES[ref.dtype].size_bytes
 

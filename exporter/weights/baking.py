@@ -21,6 +21,7 @@ from exporter.tensors.contents import contents_digest
 from exporter.tensors.dtypes import SHORT_NAMES
 from exporter.tensors.safetensors_writing import spec_size_bytes
 from exporter.weights.choice import check_health, choose_average, choose_raw, refuse_unreadable
+from exporter.weights.debiasing import divisor_of
 from exporter.weights.drift import DriftSums
 from exporter.weights.identity import identify, lineage_key
 from exporter.weights.left_behind import left_behind
@@ -38,6 +39,9 @@ __all__ = ["bake"]
 
 _MAX_DRIFT_BYTES = 256_000_000
 """Averaged weights up to this size are compared with the raw ones unless that is decided: it takes them once more as long."""
+
+_ZEROISH_SCALE = 0.1
+"""Below this share of the norm of the raw weights an average is more zeros than weights."""
 
 
 def bake(
@@ -62,7 +66,7 @@ def bake(
         parameter_order: name and shape of every parameter of the model in its own order, for averages that are lists without names.
 
     Raises:
-        LayoutError: E201 to E225: the weights asked for are not there, are ambiguous, do not fit together, or are not finite.
+        LayoutError: E201 to E225, E245 to E249: the weights asked for are not there, are ambiguous, do not fit together, or are not finite.
         CheckpointError: the bytes of a tensor are damaged (E104, E109).
         ArtifactError: ``output`` cannot be written (E711).
     """
@@ -73,8 +77,9 @@ def bake(
     if config.choice == "ema":
         average = name_in_order(checkpoint, choose_average(checkpoint, match, config), match.raw, parameter_order)
         candidate = candidate_of(average, decay=config.decay)
+        divisor = divisor_of(checkpoint, average, config)
         check_health(checkpoint, candidate, config)
-        plan = plan_average(checkpoint, average, match.raw, config)
+        plan = plan_average(checkpoint, average, match.raw, config, divisor=divisor)
     else:
         plan = plan_raw(checkpoint, choose_raw(checkpoint, match), config)
     plan = plan if _measures_drift(plan, config) else BakePlan(tuple(replace(planned, twin=None) for planned in plan.tensors), plan.names)
@@ -94,8 +99,9 @@ def bake(
         cast=_cast_of(plan),
         left_behind=left_behind(checkpoint, match, plan),
         drift=tuple(sums[name].of(name) for name in plan.names if name in sums),
-        drift_total=_total(sums),
+        drift_total=_total(sums).relative if sums else None,
         candidate=candidate,
+        remarks=_remarks(_total(sums)),
     )
     provenance = Provenance(
         stage="weights",
@@ -139,11 +145,18 @@ def _measures_drift(plan: BakePlan, config: BakeConfig) -> bool:
     return config.drift == "always"
 
 
-def _total(drifts: Mapping[str, DriftSums]) -> float | None:
+def _total(drifts: Mapping[str, DriftSums]) -> DriftSums:
     total = DriftSums()
     for sums in drifts.values():
         total.merge(sums)
-    return total.relative if drifts else None
+    return total
+
+
+def _remarks(total: DriftSums) -> tuple[str, ...]:
+    """Return what the values tell that the layout does not: an average that nearly vanishes beside the raw weights."""
+    if not total.scale < _ZEROISH_SCALE:
+        return ()
+    return (f"nearly zero: its norm is {total.scale:.2%} of the raw weights', as of an average that began with zeros and was never divided",)
 
 
 def _lineage(checkpoint: Checkpoint, layout: str, candidate: EmaCandidate | None) -> dict[str, str]:

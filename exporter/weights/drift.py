@@ -16,7 +16,7 @@ __all__ = ["DriftSums"]
 
 @dataclass(slots=True)
 class DriftSums:
-    """Sums of squares of the difference and of the raw weights, and the largest difference.
+    """Sums of squares of the difference, of the raw weights and of the average, and the largest difference.
 
     ``relative`` is ``||average - raw|| / ||raw||``; 0 where both are zero, infinite where only the raw weights are.
     """
@@ -24,6 +24,7 @@ class DriftSums:
     difference: float = 0.0
     raw: float = 0.0
     max_abs: float = 0.0
+    average: float = 0.0
 
     def add(self, average: NDArray[Any], raw: NDArray[Any]) -> None:
         """Add two chunks of the same elements, any floating or complex dtype."""
@@ -32,6 +33,7 @@ class DriftSums:
         is_complex = np.iscomplexobj(raw)
         reference: NDArray[Any] = raw.astype(np.complex128 if is_complex else np.float64)
         distance: NDArray[Any] = average.astype(reference.dtype)
+        self.average += float(np.einsum("i,i->", distance.conj(), distance).real)
         np.subtract(distance, reference, out=distance)
         self.difference += float(np.einsum("i,i->", distance.conj(), distance).real)  # not BLAS: no threads, the same sum everywhere
         self.raw += float(np.einsum("i,i->", reference.conj(), reference).real)
@@ -42,6 +44,7 @@ class DriftSums:
         """Add the sums of another tensor."""
         self.difference += other.difference
         self.raw += other.raw
+        self.average += other.average
         self.max_abs = max(self.max_abs, other.max_abs)
 
     @property
@@ -50,6 +53,11 @@ class DriftSums:
         if self.raw == 0.0:
             return 0.0 if self.difference == 0.0 else math.inf
         return math.sqrt(self.difference / self.raw)
+
+    @property
+    def scale(self) -> float:
+        """``||average|| / ||raw||``; not a number where the raw weights are zero."""
+        return math.sqrt(self.average / self.raw) if self.raw else math.nan
 
     def of(self, name: str) -> TensorDrift:
         """Return the drift of the tensor ``name``."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from exporter.artifacts import Checkpoint, Node, TensorRef
+from exporter.artifacts import Checkpoint, Node
+from exporter.weights.blend import Source
 from exporter.weights.health import Schedule
 
 __all__ = ["Average", "Layout", "Match", "WeightSet"]
@@ -18,13 +19,13 @@ class WeightSet:
 
     Attributes:
         at: key path in the tree; empty for the top.
-        tensors: under the model's own names, prefixes stripped.
+        tensors: under the model's own names, prefixes stripped; bytes of the file, or computed from several tensors of it.
         others: names whose value is no plain tensor; baking such a set is refused.
         remark: what a reader should know of it.
     """
 
     at: str
-    tensors: Mapping[str, TensorRef]
+    tensors: Mapping[str, Source]
     others: Mapping[str, Node] = field(default_factory=dict)
     remark: str = ""
 
@@ -41,6 +42,8 @@ class Average:
             were never updated since it was made.
         copied: names of the raw weights that the average lacks by the layout's own rule, taken from the raw weights.
         on_request: taken only where the user names it: a momentum encoder is no average of weights to ship unless somebody says so.
+        zero_initialised: the average began with zeros, not with weights, so that it is short of the zeros' share: what is baked is
+            the average divided by one minus that share, for which schedule and updates must be known.
         is_nameless: the tensors stand in a list; their keys are ``[0]``, ``[1]``, ... until the model's order gives them names.
     """
 
@@ -52,6 +55,7 @@ class Average:
     copied: frozenset[str] = frozenset()
     on_request: bool = False
     is_nameless: bool = False
+    zero_initialised: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

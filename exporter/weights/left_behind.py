@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from exporter.artifacts import Checkpoint, Node, StorageRef, TensorRef, walk
+from exporter.weights.blend import Source, inputs_of
 from exporter.weights.layout import Match
 from exporter.weights.plan import BakePlan
 from exporter.weights.state_dicts import child
@@ -14,8 +15,8 @@ __all__ = ["left_behind"]
 
 def left_behind(checkpoint: Checkpoint, match: Match, plan: BakePlan) -> dict[str, int]:
     """Return what was not written -> bytes: ``optimizer``, ``raw weights``, ``ema NAME``, ``other tensors``; nothing twice."""
-    counted = {planned.source.storage for planned in plan.tensors}
-    groups: list[tuple[str, Iterable[TensorRef]]] = []
+    counted = {ref.storage for planned in plan.tensors for ref in inputs_of(planned.source)}
+    groups: list[tuple[str, Iterable[Source]]] = []
     if match.raw is not None:
         groups.append(("raw weights", match.raw.tensors.values()))
     groups += [(f"ema {average.name}", average.weights.tensors.values()) for average in match.averages]
@@ -23,7 +24,7 @@ def left_behind(checkpoint: Checkpoint, match: Match, plan: BakePlan) -> dict[st
     groups.append(("other tensors", _tensors(checkpoint.root)))
     left: dict[str, int] = {}
     for label, refs in groups:
-        storages: set[StorageRef] = {ref.storage for ref in refs} - counted
+        storages: set[StorageRef] = {ref.storage for source in refs for ref in inputs_of(source)} - counted
         counted |= storages
         if storages:
             left[label] = left.get(label, 0) + sum(storage.size_bytes for storage in storages)

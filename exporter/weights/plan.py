@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from exporter.artifacts import Checkpoint, TensorRef, TensorSpec
+from exporter.artifacts import Checkpoint, TensorSpec
 from exporter.errors import CheckpointError, LayoutError
 from exporter.tensors import DTYPES, ordered_specs, size_bytes
+from exporter.weights.blend import Source, inputs_of, scaled
 from exporter.weights.layout import Average, WeightSet
 
 if TYPE_CHECKING:
@@ -28,17 +29,17 @@ class Planned:
     """One tensor of the output.
 
     Attributes:
-        source: where its bytes come from.
+        source: where its bytes come from, or the tensors that it is computed from.
         dtype: of the output.
         is_averaged: False where the rule of the layout takes it from the raw weights, or copies a counter.
         twin: the raw tensor of the same name to measure the drift against, where there is one.
     """
 
     name: str
-    source: TensorRef
+    source: Source
     dtype: str
     is_averaged: bool
-    twin: TensorRef | None = None
+    twin: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +60,29 @@ class BakePlan:
         return tuple(TensorSpec(planned.name, planned.source.shape, planned.dtype) for planned in self.tensors)
 
 
-def plan_average(checkpoint: Checkpoint, average: Average, raw: WeightSet | None, config: BakeConfig) -> BakePlan:
+def plan_average(checkpoint: Checkpoint, average: Average, raw: WeightSet | None, config: BakeConfig, *, divisor: float = 1.0) -> BakePlan:
     """Plan the bake of an average.
 
     Floating tensors come from the average by name. Integers and booleans (counters) come from the raw weights where the file
     has them: an average of a counter means nothing. What the average lacks comes from the raw weights if the layout says that it
     may be absent.
 
+    Args:
+        checkpoint: for messages, and the limit on the size of the output.
+        average: under the model's own names.
+        raw: the raw weights beside it, where there are any.
+        config: dtype and prefix of the output.
+        divisor: of every averaged tensor; other than 1 for an average that began with zeros.
+
     Raises:
         LayoutError: a tensor is missing (E207), extra (E208) or misshapen (E209), or is no plain tensor (E210).
     """
     _check_plain(checkpoint, average.weights)
     averaged = average.weights.tensors
-    twins: Mapping[str, TensorRef] = raw.tensors if raw is not None else {}
+    twins: Mapping[str, Source] = raw.tensors if raw is not None else {}
     if raw is not None:
         _check_same_names(checkpoint, average, raw)
-    tensors: dict[str, tuple[TensorRef, bool, TensorRef | None]] = {}
+    tensors: dict[str, tuple[Source, bool, Source | None]] = {}
     for name, ref in averaged.items():
         twin = twins.get(name)
         if twin is not None:
@@ -82,7 +90,7 @@ def plan_average(checkpoint: Checkpoint, average: Average, raw: WeightSet | None
         if DTYPES[ref.dtype].kind in {"int", "bool"}:
             tensors[name] = (twin if twin is not None else ref, False, None)
         else:
-            tensors[name] = (ref, True, twin)
+            tensors[name] = (ref if divisor == 1.0 else scaled(ref, divisor), True, twin)
     for name, ref in twins.items():
         if name not in tensors:
             tensors[name] = (ref, False, None)
@@ -99,7 +107,7 @@ def plan_raw(checkpoint: Checkpoint, raw: WeightSet, config: BakeConfig) -> Bake
     return _plan(checkpoint, {name: (ref, False, None) for name, ref in raw.tensors.items()}, config)
 
 
-def _plan(checkpoint: Checkpoint, tensors: Mapping[str, tuple[TensorRef, bool, TensorRef | None]], config: BakeConfig) -> BakePlan:
+def _plan(checkpoint: Checkpoint, tensors: Mapping[str, tuple[Source, bool, Source | None]], config: BakeConfig) -> BakePlan:
     planned = {}
     for name, (ref, is_averaged, twin) in _below_prefix(checkpoint, tensors, config.strip_prefix).items():
         dtype = config.dtype if config.dtype != "keep" and DTYPES[ref.dtype].kind == "float" else ref.dtype
@@ -111,7 +119,7 @@ def _plan(checkpoint: Checkpoint, tensors: Mapping[str, tuple[TensorRef, bool, T
         planned[name] = Planned(name, ref, dtype, is_averaged, twin)
     specs = ordered_specs(TensorSpec(p.name, p.source.shape, p.dtype) for p in planned.values())
     plan = BakePlan(tuple(planned[spec.name] for spec in specs), tuple(planned))
-    total, limit = sum(size_bytes(p.source) for p in plan.tensors), 4 * checkpoint.size_bytes + _SMALL_BYTES
+    total, limit = sum(size_bytes(ref) for p in plan.tensors for ref in inputs_of(p.source)), 4 * checkpoint.size_bytes + _SMALL_BYTES
     if total > limit:
         facts = {"file": checkpoint.path, "found": f"{total} bytes of tensors in a file of {checkpoint.size_bytes}", "expected": f"at most {limit}"}
         raise CheckpointError("E111", "the tensors of the checkpoint repeat its bytes beyond measure", facts=facts)
@@ -161,7 +169,7 @@ def _check_same_names(checkpoint: Checkpoint, average: Average, raw: WeightSet) 
         raise LayoutError("E208", f"the average has {_counted(extra)} that the raw weights lack", facts=facts)
 
 
-def _check_same_kind(checkpoint: Checkpoint, name: str, ref: TensorRef, twin: TensorRef) -> None:
+def _check_same_kind(checkpoint: Checkpoint, name: str, ref: Source, twin: Source) -> None:
     if ref.shape != twin.shape:
         facts = {"file": checkpoint.path, "at": name, "found": f"shape {ref.shape} in the average", "expected": f"{twin.shape}, as in the raw"}
         raise LayoutError("E209", f"the average of {name} has another shape than its raw twin", facts=facts)
@@ -170,7 +178,7 @@ def _check_same_kind(checkpoint: Checkpoint, name: str, ref: TensorRef, twin: Te
         raise LayoutError("E209", f"the average of {name} has another kind of dtype than its raw twin", facts=facts)
 
 
-def _is_buffer(name: str, ref: TensorRef) -> bool:
+def _is_buffer(name: str, ref: Source) -> bool:
     return name.rpartition(".")[2] in _BUFFERS or DTYPES[ref.dtype].kind in {"int", "bool"}
 
 

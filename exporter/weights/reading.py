@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from exporter.artifacts import Checkpoint, EmaCandidate, LayoutReading, TensorRef, TensorSpec
+from exporter.artifacts import Checkpoint, EmaCandidate, LayoutReading, TensorSpec
 from exporter.tensors import size_bytes
+from exporter.weights.blend import Source
+from exporter.weights.debiasing import health_without_zeros, remark_on_zeros
 from exporter.weights.health import effective_window, initial_share, state_of
 from exporter.weights.layout import Average, Match, WeightSet
 from exporter.weights.layouts import layouts
@@ -97,6 +99,11 @@ def candidate_of(average: Average, *, decay: float | None = None, raw: WeightSet
     remark = _remark(average, raw)
     if decay is not None and average.schedule.decay is not None and abs(average.schedule.decay - decay) > 1e-12:
         remark = "; ".join(filter(None, (remark, f"the file says decay {average.schedule.decay:.6g}; the {decay:.6g} given is not used")))
+    health = (initial_share(schedule, average.updates), state_of(schedule, average.updates), effective_window(schedule, average.updates))
+    if average.zero_initialised:
+        health = health_without_zeros(schedule, average.updates)
+        remark = "; ".join(filter(None, (remark, remark_on_zeros(schedule, average.updates))))
+    share, state, window = health
     return EmaCandidate(
         name=average.name,
         at=average.weights.at or "the top of the file",
@@ -106,10 +113,10 @@ def candidate_of(average: Average, *, decay: float | None = None, raw: WeightSet
         updates=average.updates,
         decay=schedule.decay,
         schedule=str(schedule),
-        initial_share=initial_share(schedule, average.updates),
-        state=state_of(schedule, average.updates),
+        initial_share=share,
+        state=state,
         remark=remark,
-        window=effective_window(schedule, average.updates),
+        window=window,
     )
 
 
@@ -127,5 +134,5 @@ def top_keys(checkpoint: Checkpoint) -> tuple[str, ...]:
     return (*keys, *([f"... {left} more"] if left else []))
 
 
-def _dtypes(refs: Iterable[TensorRef]) -> tuple[str, ...]:
+def _dtypes(refs: Iterable[Source]) -> tuple[str, ...]:
     return tuple(sorted({ref.dtype for ref in refs}))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from exporter.artifacts import Node, ObjectRef, TensorRef
 from exporter.errors import LayoutError
 from exporter.tensors import DTYPES
+from exporter.weights.blend import Blend, Source
 from exporter.weights.layout import WeightSet
 
 __all__ = ["as_weights", "child", "is_module", "own_names", "same_values"]
@@ -84,7 +85,9 @@ def same_values(one: WeightSet, other: WeightSet) -> bool:
     return bool(names) and all(name in other.tensors and _same_bytes(one.tensors[name], other.tensors[name]) for name in names)
 
 
-def _same_bytes(one: TensorRef, other: TensorRef) -> bool:
+def _same_bytes(one: Source, other: Source) -> bool:
+    if isinstance(one, Blend) or isinstance(other, Blend):
+        return False
     if (one.dtype, one.shape, one.strides, one.offset) != (other.dtype, other.shape, other.strides, other.offset):
         return False
     if one.storage == other.storage:

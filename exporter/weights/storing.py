@@ -64,4 +64,5 @@ def _summary(content: Mapping[str, Any]) -> BakeSummary:
     total, candidate = values["drift_total"], values["candidate"]
     if candidate is not None:
         candidate = EmaCandidate(**{**candidate, "dtypes": tuple(candidate["dtypes"])})
+    values |= {"remarks": tuple(values["remarks"])}
     return BakeSummary(**{**values, "drift": drift, "drift_total": None if total is None else float(total), "candidate": candidate})

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from exporter.artifacts import Node, ObjectRef, TensorRef
 from exporter.tensors import TensorReader, read_integer
+from exporter.weights.blend import Blend
 
 __all__ = ["argument", "count", "number", "text"]
 
@@ -21,13 +22,13 @@ def argument(arguments: Node, name: str) -> Node:
     return arguments.get(name) if isinstance(arguments, Mapping) else None
 
 
-def count(node: Node) -> int | None:
+def count(node: Node | Blend) -> int | None:
     """Return a number of updates, written as an integer or an integer tensor; None for anything else or below 0."""
     value = read_integer(node) if isinstance(node, TensorRef) else node
     return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
-def number(node: Node, *, above: float = 0.0, below: float = math.inf) -> float | None:
+def number(node: Node | Blend, *, above: float = 0.0, below: float = math.inf) -> float | None:
     """Return a number between the bounds, written as such or as a floating tensor of one element; None for anything else."""
     if isinstance(node, TensorRef):
         node = _single_float(node)

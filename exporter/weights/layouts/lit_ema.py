@@ -11,7 +11,8 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 
-from exporter.artifacts import Checkpoint, TensorRef
+from exporter.artifacts import Checkpoint
+from exporter.weights.blend import Source
 from exporter.weights.health import Schedule
 from exporter.weights.layout import Average, Layout, Match, WeightSet
 from exporter.weights.layouts.fields import count, number
@@ -72,7 +73,7 @@ def _average(checkpoint: Checkpoint, weights: WeightSet, prefix: str) -> tuple[A
     return average, written
 
 
-def _averaged_part(raw: list[str], buffers: dict[str, TensorRef]) -> str:
+def _averaged_part(raw: list[str], buffers: dict[str, Source]) -> str:
     """Return the prefix of the part of the module that is averaged: the one whose names explain most of the buffers."""
     explained = Counter({"": sum(_without_dots(name) in buffers for name in raw)})
     for name in raw:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from exporter.artifacts import Checkpoint, TensorRef
+from exporter.artifacts import Checkpoint
+from exporter.weights.blend import Source
 from exporter.weights.layout import Average, Layout, Match, WeightSet
 from exporter.weights.naming import forward_names
 from exporter.weights.state_dicts import as_weights, child, own_names
@@ -44,7 +45,7 @@ def _mangled(name: str) -> str:
     return f"ema_{name.replace('.', '_')}"
 
 
-def _same_kind(buffer: TensorRef, plain: TensorRef) -> bool:
+def _same_kind(buffer: Source, plain: Source) -> bool:
     return (buffer.shape, buffer.dtype) == (plain.shape, plain.dtype)
 
 

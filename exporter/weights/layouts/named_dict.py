@@ -1,12 +1,13 @@
 """A plain dict of averaged weights under a key that says so, as home-made training loops write it.
 
 The weights stand directly under the key, or one level below it beside counters: ``ema.shadow``, ``ema.module``. Such an
-average often holds parameters only; buffers that it lacks are taken from the raw weights.
+average often holds parameters only; buffers that it lacks are taken from the raw weights. Beside ``debias`` or
+``zero_debias``, or in the form of the state of ``optax.ema`` (``count`` beside ``ema``), it began with zeros.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from exporter.artifacts import Checkpoint, Node
 from exporter.weights.health import Schedule
@@ -26,9 +27,13 @@ KEYS = (
     "ema_params",
     "shadow",
 )
-INNER_KEYS = ("shadow", "module", "state_dict", "model", "ema_model", "params")
-COUNTERS = ("updates", "num_updates", "n_averaged", "step")
+INNER_KEYS = ("ema", "shadow", "module", "state_dict", "model", "ema_model", "params")
+COUNTERS = ("updates", "num_updates", "n_averaged", "step", "count")
 DECAYS = ("decay", "ema_decay")
+DEBIASES = ("debias", "zero_debias", "bias_correction")
+"""True beside an average that is to be divided by one minus the product of its decays when it is read."""
+OPTAX = frozenset({"count", "ema"})
+"""The fields of optax.EmaState."""
 
 _TOP_COUNTERS = ("updates", "num_updates", "ema_updates")  # at the top of a file `step` counts training steps
 _TOP_DECAYS = ("ema_decay",)
@@ -49,7 +54,7 @@ def _averages(root: Node, raw: WeightSet | None) -> Iterator[Average]:
         schedule, updates = _counters(root, node)
         for name, weights in ({"": _without_counters(direct)} if direct is not None else inner).items():
             called = f"{key}.{name}" if len(inner) > 1 else key
-            yield Average(called, own_names(weights, like=raw), schedule, updates, "may be absent")
+            yield Average(called, own_names(weights, like=raw), schedule, updates, "may be absent", zero_initialised=_began_with_zeros(node))
 
 
 def _counters(root: Node, node: Node) -> tuple[Schedule, int | None]:
@@ -61,9 +66,13 @@ def _counters(root: Node, node: Node) -> tuple[Schedule, int | None]:
     return Schedule("unknown" if decay is None else "constant", decay), updates
 
 
+def _began_with_zeros(node: Node) -> bool:
+    return any(child(node, key) is True for key in DEBIASES) or (isinstance(node, Mapping) and frozenset(node) == OPTAX)
+
+
 def _without_counters(weights: WeightSet) -> WeightSet:
     """Drop counters that stand between the tensors: numbers, and tensors called like a counter or a decay."""
-    names = {*COUNTERS, *DECAYS, "initted"}
+    names = {*COUNTERS, *DECAYS, *DEBIASES, "initted"}
     tensors = {name: ref for name, ref in weights.tensors.items() if name not in names}
     others = {name: node for name, node in weights.others.items() if name not in names}
     return WeightSet(weights.at, tensors, others, weights.remark)
