@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from exporter.locations import Location
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
@@ -69,15 +71,16 @@ class Digest:
 
     Attributes:
         of: ``file``: every byte; ``contents``: the structure of the file and the CRC-32 that stands for each run of bytes in it,
-            which tells an accident from the real thing, not an attack on the CRC-32; ``tensors``; ``settings``.
+            which tells an accident from the real thing, not an attack on the CRC-32; ``object``: what a server says identifies a
+            remote file; ``tensors``; ``settings``.
     """
 
     hex: str
-    of: Literal["file", "contents", "tensors", "settings"] = "file"
+    of: Literal["file", "contents", "object", "tensors", "settings"] = "file"
 
     def __str__(self) -> str:
-        """Return ``sha256:<hex>``, or ``contents-sha256:<hex>`` where it was not taken over all bytes of a file."""
-        return f"{'contents-' if self.of == 'contents' else ''}sha256:{self.hex}"
+        """Return ``sha256:<hex>``; ``contents-sha256:<hex>`` or ``object-sha256:<hex>`` where it was not taken over all bytes of a file."""
+        return f"{f'{self.of}-' if self.of in {'contents', 'object'} else ''}sha256:{self.hex}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
     """Library -> version: ``exporter``, ``torch``, ..."""
     lineage: Mapping[str, str] = field(default_factory=dict)
-    """Facts handed down from the checkpoint on: ``checkpoint``, ``checkpoint_contents_sha256`` or ``checkpoint_sha256``, ``weights``, ..."""
+    """Facts handed down from the checkpoint on: ``checkpoint``, ``checkpoint_sha256`` (or ``_contents_``, ``_object_``), ``weights``, ..."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -105,7 +108,7 @@ class StorageRef:
 
     key: str
     """Name of the storage inside the container; tensors with the same key share memory."""
-    path: Path
+    path: Location
     offset: int
     """Absolute position of the first byte in ``path``."""
     size_bytes: int
@@ -183,7 +186,7 @@ class Checkpoint:
     """A file, or several that belong together, as written by training: a tree of plain values and tensor references.
 
     Attributes:
-        path: what the user named: the file, or the folder or index of several.
+        path: what the user named: the file or URL, or the folder or index of several.
         container: ``torch zip``, ``safetensors``, ...
         size_bytes: of all files together.
         root: the tree; for safetensors a flat mapping of names to tensors.
@@ -191,18 +194,19 @@ class Checkpoint:
         calls: the globals that the file would have *called* and that are not among those which trainers write;
             key path -> global. A stage refuses such a file; ``exporter inspect`` shows it.
         metadata: what the container itself says (safetensors ``__metadata__``, torch zip version and byte order).
-        contents: what identifies the file without reading its tensors, where the container has a checksum for each of them.
+        contents: what identifies the file without reading its tensors: where the container has a checksum for each of them, or a
+            server says which version of a remote file it is.
         files: every file that was read or that tensors stand in, where ``path`` is not the only one; else empty.
     """
 
-    path: Path
+    path: Location
     container: str
     size_bytes: int
     root: Node
     globals: tuple[GlobalRef, ...] = ()
     calls: Mapping[str, GlobalRef] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
-    files: tuple[Path, ...] = ()
+    files: tuple[Location, ...] = ()
     contents: Digest | None = None
 
 

@@ -54,7 +54,7 @@ def read_deepspeed(folder: Path, names: set[str]) -> Checkpoint:
 def _tag(folder: Path) -> str:
     """Return the tag that ``latest`` names: a real folder right beside it."""
     with open_member(folder, LATEST) as file:
-        content = os.pread(file.fileno(), _MAX_TAG_BYTES + 2, 0)
+        content = file.read(_MAX_TAG_BYTES + 2, 0)
     tag = content.decode("utf-8", "replace").strip()
     if not is_plain_name(tag):
         facts = {"file": folder / LATEST, "found": repr(tag)[:120], "expected": "the name of a folder beside it"}

@@ -7,10 +7,8 @@ tree is that of the dict which was saved; ``.metadata`` keeps its keys beside th
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from exporter.artifacts import Checkpoint, Node, ShardRef, StorageRef, TensorRef
 from exporter.checkpoint.distributed_metadata import Item, MalformedMetadata, Saved, read_records
@@ -22,6 +20,7 @@ from exporter.checkpoint.torch_zip import MAX_PICKLE_BYTES, TorchArchive, read_w
 from exporter.checkpoint.zip_directory import Window
 from exporter.errors import CheckpointError
 from exporter.tensors.shards import NotTiled, check_tiling
+from exporter.tensors.sources import ByteSource
 
 __all__ = ["METADATA", "read_distributed"]
 
@@ -78,9 +77,9 @@ class _Archives:
                 self._wanted.setdefault(item.file, []).append((item, entry.name))
         self.of: dict[Item, TorchArchive] = {}
 
-    def read(self, name: str, file: BinaryIO) -> int:
+    def read(self, name: str, file: ByteSource) -> int:
         """Read all items of one open file; they neither overlap nor reach beyond it. Return its size in bytes."""
-        size = os.fstat(file.fileno()).st_size
+        size = file.size_bytes
         position = 0
         for item, owner in sorted(self._wanted[name], key=lambda pair: (pair[0].offset, pair[0].size_bytes)):
             end = item.offset + item.size_bytes
@@ -88,7 +87,7 @@ class _Archives:
                 found = f"{owner[:80]!r} at bytes {item.offset} to {end}"
                 expected = f"items one after the other within the {size} bytes of the file"
                 raise _refused(self._folder, name, found, expected=expected)
-            window = Window(file.fileno(), item.offset, item.size_bytes)
+            window = Window(file, item.offset, item.size_bytes)
             if window.read(4, 0) != b"PK\x03\x04":
                 facts = {"file": self._folder / name, "at": f"{owner[:80]!r}, byte {item.offset}", "found": "no archive of torch.save"}
                 facts["expected"] = "what FileSystemWriter writes with serialization_format=TORCH_SAVE, its default"
@@ -172,12 +171,12 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _whole(file: BinaryIO, path: Path) -> bytes:
-    size = os.fstat(file.fileno()).st_size
+def _whole(file: ByteSource, path: Path) -> bytes:
+    size = file.size_bytes
     if size > MAX_PICKLE_BYTES:
         facts = {"file": path, "found": f"{size} bytes", "expected": f"at most {MAX_PICKLE_BYTES}"}
         raise CheckpointError("E111", "a part of the checkpoint is larger than any trainer writes it", facts=facts)
-    return os.pread(file.fileno(), size, 0)
+    return file.read(size, 0)
 
 
 def _refused(folder: Path, name: str, found: str, *, expected: str = "what torch.distributed.checkpoint writes") -> CheckpointError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import Checkpoint, GlobalRef, Node, ObjectRef, StorageRef
@@ -17,6 +16,7 @@ from exporter.checkpoint.pickle_meanings import MalformedPickle, TypedStorage, t
 from exporter.checkpoint.torch_zip import content_of, read_labels
 from exporter.checkpoint.zip_directory import Member, Window
 from exporter.errors import CheckpointError
+from exporter.locations import Location
 
 __all__ = ["read_exported_program"]
 
@@ -35,7 +35,7 @@ class _Refused(ValueError):
     """A reason to refuse the configuration."""
 
 
-def read_exported_program(window: Window, members: Mapping[str, Member], root: str, path: Path) -> Checkpoint:
+def read_exported_program(window: Window, members: Mapping[str, Member], root: str, path: Location) -> Checkpoint:
     """Return the checkpoint in a ``.pt2`` archive whose members stand below ``root``.
 
     Several models in one archive stand under their names.
@@ -45,13 +45,13 @@ def read_exported_program(window: Window, members: Mapping[str, Member], root: s
     """
     metadata = read_labels(window, members, root, path)
     folder = f"{root}/data/weights/"
-    kind = content_of(window.descriptor, members[f"{root}/archive_format"], path, limit=64)
+    kind = content_of(window.source, members[f"{root}/archive_format"], path, limit=64)
     at = f"{root}/archive_format"
     models: dict[str, Node] = {}
     try:
         for name in _configs(kind, members, folder):
             at = name
-            config = _config(content_of(window.descriptor, members[at], path, limit=MAX_CONFIG_BYTES))
+            config = _config(content_of(window.source, members[at], path, limit=MAX_CONFIG_BYTES))
             model = at[len(folder) : -len(_CONFIG_END)]
             models[model] = {weight: _weight(weight, entry, members, folder, path) for weight, entry in config.items()}
     except (_Refused, MalformedPickle) as err:
@@ -84,7 +84,7 @@ def _config(text: bytes) -> dict[str, Any]:
     return config
 
 
-def _weight(name: str, entry: object, members: Mapping[str, Member], folder: str, path: Path) -> Node:
+def _weight(name: str, entry: object, members: Mapping[str, Member], folder: str, path: Location) -> Node:
     """Return the weight that an entry describes."""
     if not isinstance(entry, dict) or not isinstance(entry.get("path_name"), str) or type(entry.get("is_param")) is not bool:
         raise _Refused(f"{name[:80]!r} without path_name and is_param")

@@ -10,7 +10,7 @@ from exporter.checkpoint.distributed import METADATA, read_distributed
 from exporter.checkpoint.folders import list_names
 from exporter.checkpoint.safetensors_shards import find_index, read_shards
 from exporter.errors import CheckpointError
-from exporter.tensors.reading import open_regular
+from exporter.tensors.sources import open_regular
 
 __all__ = ["open_folder"]
 

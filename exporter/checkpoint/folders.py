@@ -6,11 +6,10 @@ import itertools
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 from exporter.artifacts import Node
 from exporter.errors import CheckpointError
-from exporter.tensors.reading import open_regular
+from exporter.tensors.sources import ByteSource, open_regular
 
 __all__ = ["is_plain_name", "list_names", "open_member"]
 
@@ -36,7 +35,7 @@ def list_names(folder: Path) -> set[str]:
         raise CheckpointError("E103", "the checkpoint cannot be read", facts={"file": folder, "found": err.strerror or err}) from err
 
 
-def open_member(folder: Path, name: str) -> BinaryIO:
+def open_member(folder: Path, name: str) -> ByteSource:
     """Open the file ``name`` of the checkpoint in ``folder``.
 
     Raises:

@@ -13,12 +13,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from exporter.artifacts import Checkpoint, Node, StorageRef, TensorRef
 from exporter.checkpoint.zip_directory import Member, Window
 from exporter.errors import CheckpointError, MissingLibrary
+from exporter.locations import Location
 from exporter.tensors.checksums import crc32
+from exporter.tensors.sources import ByteSource
 from exporter.tensors.views import MAX_DIMENSIONS
 
 __all__ = ["KERAS_WEIGHTS", "read_hdf5", "read_keras_zip"]
@@ -37,7 +39,7 @@ _DTYPES = {
 }
 
 
-def read_hdf5(file: BinaryIO, path: Path) -> Checkpoint:
+def read_hdf5(file: ByteSource, path: Location) -> Checkpoint:
     """Return the checkpoint in the open HDF5 file.
 
     Raises:
@@ -50,7 +52,7 @@ def read_hdf5(file: BinaryIO, path: Path) -> Checkpoint:
     return Checkpoint(path, "HDF5", window.size_bytes, {"weights": weights, "training_config": config})
 
 
-def read_keras_zip(file: BinaryIO, path: Path, members: Mapping[str, Member]) -> Checkpoint:
+def read_keras_zip(file: ByteSource, path: Location, members: Mapping[str, Member]) -> Checkpoint:
     """Return the checkpoint in the open ``.keras`` file, whose members are known; the weights' checksum is verified.
 
     Raises:
@@ -66,15 +68,15 @@ def read_keras_zip(file: BinaryIO, path: Path, members: Mapping[str, Member]) ->
             facts = {"file": path, "at": _CONFIG, "found": f"{described.size_bytes} bytes", "expected": f"at most {_MAX_CONFIG_BYTES}"}
             raise CheckpointError("E111", "a part of the checkpoint is larger than any trainer writes it", facts=facts)
         _verify(file, path, described)
-        config = _json(os.pread(file.fileno(), described.size_bytes, described.offset).decode("utf-8", "replace"), path)
-    weights, _ = _listed(Window(file.fileno(), member.offset, member.size_bytes), path)
+        config = _json(file.read(described.size_bytes, described.offset).decode("utf-8", "replace"), path)
+    weights, _ = _listed(Window(file, member.offset, member.size_bytes), path)
     return Checkpoint(path, "Keras", Window.of(file).size_bytes, {"config": config, "weights": weights})
 
 
-def _verify(file: BinaryIO, path: Path, member: Member) -> None:
+def _verify(file: ByteSource, path: Location, member: Member) -> None:
     checksum, position, end = 0, member.offset, member.offset + member.size_bytes
     while position < end:
-        content = os.pread(file.fileno(), min(_CHUNK_BYTES, end - position), position)
+        content = file.read(min(_CHUNK_BYTES, end - position), position)
         if not content:
             break
         checksum = crc32(content, checksum)
@@ -84,7 +86,7 @@ def _verify(file: BinaryIO, path: Path, member: Member) -> None:
         raise CheckpointError("E109", "the checkpoint is damaged: a checksum is wrong", facts=facts)
 
 
-def _listed(window: Window, path: Path) -> tuple[dict[str, Node], dict[str, dict[str, Any]]]:
+def _listed(window: Window, path: Location) -> tuple[dict[str, Node], dict[str, dict[str, Any]]]:
     """Return the tree of groups and tensors, and the attributes by path; a group's text attributes stand in it as ``<name>``."""
     if importlib.util.find_spec("h5py") is None:
         raise MissingLibrary("E812", "reading HDF5 needs h5py, which is not installed", facts={"file": path}, help="pip install exporter[keras]")
@@ -93,7 +95,8 @@ def _listed(window: Window, path: Path) -> tuple[dict[str, Node], dict[str, dict
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # each thread takes address space
     environment = {**os.environ, **one_thread}
     try:
-        done = subprocess.run(command, stdin=window.descriptor, capture_output=True, timeout=_TIMEOUT_S, check=False, cwd=os.sep, env=environment)  # noqa: S603 - our own
+        file = window.source.fileno()
+        done = subprocess.run(command, stdin=file, capture_output=True, timeout=_TIMEOUT_S, check=False, cwd=os.sep, env=environment)  # noqa: S603 - our own
     except subprocess.TimeoutExpired as err:
         raise _refused(path, f"nothing listed in {_TIMEOUT_S} s") from err
     if done.returncode:
@@ -136,7 +139,7 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _json(text: object, path: Path) -> Node:
+def _json(text: object, path: Location) -> Node:
     if not isinstance(text, str):
         return None
     try:
@@ -146,6 +149,6 @@ def _json(text: object, path: Path) -> Node:
     return parsed
 
 
-def _refused(path: Path, found: str) -> CheckpointError:
+def _refused(path: Location, found: str) -> CheckpointError:
     facts = {"file": path, "found": found, "expected": "data sets that are one run of bytes each, as Keras writes them"}
     return CheckpointError("E119", "the HDF5 file is damaged or in a form that is not read", facts=facts)

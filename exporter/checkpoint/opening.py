@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 from exporter.artifacts import Checkpoint
 from exporter.checkpoint.folder_kinds import open_folder
@@ -18,11 +17,13 @@ from exporter.checkpoint.torch_legacy import read_torch_legacy
 from exporter.checkpoint.torch_tar import read_torch_tar
 from exporter.checkpoint.zip_kinds import read_zip
 from exporter.errors import CheckpointError
-from exporter.tensors.reading import open_regular
+from exporter.locations import Location, RemotePath, location_of
+from exporter.tensors.digests import object_digest
+from exporter.tensors.sources import ByteSource, open_regular
 
 __all__ = ["open_checkpoint"]
 
-_READERS: dict[Container, Callable[[BinaryIO, Path], Checkpoint]] = {
+_READERS: dict[Container, Callable[[ByteSource, Location], Checkpoint]] = {
     Container.TORCH_ZIP: read_zip,
     Container.SAFETENSORS: read_safetensors,
     Container.TORCH_LEGACY: read_torch_legacy,
@@ -33,8 +34,8 @@ _READERS: dict[Container, Callable[[BinaryIO, Path], Checkpoint]] = {
 }
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read the structure of the checkpoint at ``path``; the bytes of its tensors are not touched.
+def open_checkpoint(path: str | Location) -> Checkpoint:
+    """Read the structure of the checkpoint at ``path``, which may be a URL; the bytes of its tensors are not touched.
 
     Nothing in the file is executed. A pickle that would call something outside what trainers write is opened all the same,
     with the calls listed in ``Checkpoint.calls``, so that it can be looked at; later stages refuse it.
@@ -43,10 +44,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: E1xx: the file is missing, damaged, or no container that is read here; the message says what
             it looks like.
     """
-    path = Path(path)
-    if path.is_dir():
-        return open_folder(path)
-    with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise CheckpointError("E106", "the checkpoint is empty", facts={"file": path, "found": "0 bytes"})
-        return _READERS[recognise(file, path)](file, path)
+    location = location_of(path)
+    if isinstance(location, Path) and location.is_dir():
+        return open_folder(location)
+    with open_regular(location) as file:
+        if file.size_bytes == 0:
+            raise CheckpointError("E106", "the checkpoint is empty", facts={"file": location, "found": "0 bytes"})
+        opened = _READERS[recognise(file, file.path)](file, file.path)
+    if opened.contents is None and isinstance(opened.path, RemotePath):
+        return replace(opened, contents=object_digest(opened))
+    return opened

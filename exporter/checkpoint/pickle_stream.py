@@ -6,14 +6,14 @@ structure that is read against ``MAX_PICKLE_BYTES``. A run of bytes is a range o
 
 from __future__ import annotations
 
-import os
 import pickletools
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from exporter.artifacts import Node, StorageRef
 from exporter.checkpoint.pickle_meanings import MalformedPickle
+from exporter.locations import Location
+from exporter.tensors.sources import ByteSource
 
 __all__ = ["MAX_PICKLE_BYTES", "PickleStream", "PlacedBytes", "placed"]
 
@@ -40,11 +40,11 @@ class PickleStream:
         num_read: bytes of structure read so far; skipped runs of bytes do not count.
     """
 
-    def __init__(self, file: BinaryIO, path: Path, begin: int = 0, end: int | None = None) -> None:
+    def __init__(self, file: ByteSource, path: Location, begin: int = 0, end: int | None = None) -> None:
         self.file = file
         self.path = path
         self.begin = begin
-        self.end = os.fstat(file.fileno()).st_size if end is None else end
+        self.end = file.size_bytes if end is None else end
         self.position = begin
         self.num_read = 0
         self._buffer = b""
@@ -78,7 +78,7 @@ class PickleStream:
         start = self.position - self._buffer_at
         if start < 0 or start + count > len(self._buffer):
             wanted = min(max(count, _BUFFER_BYTES), self.end - self.position)
-            self._buffer, self._buffer_at, start = os.pread(self.file.fileno(), wanted, self.position), self.position, 0
+            self._buffer, self._buffer_at, start = self.file.read(wanted, self.position), self.position, 0
         content = self._buffer[start : start + count]
         self.position += len(content)
         return content

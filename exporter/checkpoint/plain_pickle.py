@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import BinaryIO
-
 from exporter.artifacts import Checkpoint
 from exporter.checkpoint.pickle_arrays import PlainUnpickler
 from exporter.checkpoint.pickle_calls import locate_calls
 from exporter.checkpoint.pickle_meanings import MalformedPickle
 from exporter.checkpoint.pickle_stream import PickleStream
 from exporter.checkpoint.torch_legacy import refused
+from exporter.locations import Location
+from exporter.tensors.sources import ByteSource
 
 __all__ = ["read_pickle"]
 
 
-def read_pickle(file: BinaryIO, path: Path) -> Checkpoint:
+def read_pickle(file: ByteSource, path: Location) -> Checkpoint:
     """Return the checkpoint in the open file, which is one pickle from its first to its last byte.
 
     Raises:
@@ -30,4 +28,4 @@ def read_pickle(file: BinaryIO, path: Path) -> Checkpoint:
         calls = locate_calls(tree, unpickler.calls)
     except MalformedPickle as err:
         raise refused(err, path, unpickler.position) from err
-    return Checkpoint(path, "pickle", os.fstat(file.fileno()).st_size, tree, tuple(unpickler.globals), calls)
+    return Checkpoint(path, "pickle", file.size_bytes, tree, tuple(unpickler.globals), calls)

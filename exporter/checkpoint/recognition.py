@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import enum
-import os
 import re
-from pathlib import Path
-from typing import BinaryIO
 
 from exporter.checkpoint.tar_directory import TAR_MAGIC
 from exporter.checkpoint.torch_legacy import LEGACY_START
 from exporter.checkpoint.torch_tar import is_torch_tar
 from exporter.errors import CheckpointError
+from exporter.locations import Location
+from exporter.tensors.sources import ByteSource
 
 __all__ = ["Container", "recognise"]
 
@@ -41,14 +40,14 @@ class Container(enum.Enum):
     HDF5 = "HDF5"
 
 
-def recognise(file: BinaryIO, path: Path) -> Container:
+def recognise(file: ByteSource, path: Location) -> Container:
     """Return the container that the open file is, by its content.
 
     Raises:
         CheckpointError: E105, saying what the file looks like instead.
     """
-    size = os.fstat(file.fileno()).st_size
-    head = os.pread(file.fileno(), 2048, 0)
+    size = file.size_bytes
+    head = file.read(2048, 0)
     if head.startswith(b"PK\x03\x04"):
         return Container.TORCH_ZIP
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -63,7 +62,7 @@ def recognise(file: BinaryIO, path: Path) -> Container:
         return Container.SHARDS
     if is_torch_tar(head):
         return Container.TORCH_TAR
-    looks_like, remedy = _describe(head, os.pread(file.fileno(), 22, max(0, size - 22)))
+    looks_like, remedy = _describe(head, file.read(22, max(0, size - 22)))
     facts = {"file": path, "found": looks_like, "expected": "a file of torch.save, safetensors, or a pickle"}
     raise CheckpointError("E105", "the checkpoint is in a container that is not read", facts=facts, help=remedy)
 

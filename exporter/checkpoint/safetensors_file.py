@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import BinaryIO
-
 from exporter.artifacts import Checkpoint, StorageRef, TensorRef
+from exporter.locations import Location
 from exporter.tensors.safetensors_header import read_header
+from exporter.tensors.sources import ByteSource
 
 __all__ = ["read_safetensors"]
 
 
-def read_safetensors(file: BinaryIO, path: Path) -> Checkpoint:
+def read_safetensors(file: ByteSource, path: Location) -> Checkpoint:
     """Return the checkpoint in the open safetensors file.
 
     Raises:
@@ -23,7 +21,7 @@ def read_safetensors(file: BinaryIO, path: Path) -> Checkpoint:
     for entry in header.entries:
         storage = StorageRef(entry.name, path, entry.begin, entry.end - entry.begin)
         root[entry.name] = TensorRef(entry.dtype.name, entry.shape, _row_major(entry.shape), 0, storage)
-    return Checkpoint(path, "safetensors", os.fstat(file.fileno()).st_size, root, metadata=header.metadata)
+    return Checkpoint(path, "safetensors", file.size_bytes, root, metadata=header.metadata)
 
 
 def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,15 +10,15 @@ caches link whole downloads: into the folder that the index itself is linked fro
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from exporter.artifacts import Checkpoint, Node, TensorRef
 from exporter.checkpoint.safetensors_file import read_safetensors
 from exporter.errors import CheckpointError
-from exporter.tensors.reading import open_regular
+from exporter.locations import Location, RemotePath
+from exporter.tensors.sources import ByteSource, open_regular
 from exporter.tensors.views import size_bytes
 
 __all__ = ["INDEX_SUFFIX", "find_index", "read_shards"]
@@ -48,7 +48,7 @@ def find_index(folder: Path, names: Collection[str]) -> Path | None:
     return folder / found[0] if found else None
 
 
-def read_shards(file: BinaryIO, path: Path) -> Checkpoint:
+def read_shards(file: ByteSource, path: Location) -> Checkpoint:
     """Return the checkpoint that the open index and the shards beside it are.
 
     Raises:
@@ -60,13 +60,13 @@ def read_shards(file: BinaryIO, path: Path) -> Checkpoint:
         by_shard: dict[str, list[str]] = {}
         for tensor, name in weight_map.items():
             by_shard.setdefault(name, []).append(tensor)
-        folders = {path.parent.resolve(), path.resolve().parent}
-        shards = {name: _shard_path(path.parent, name, folders) for name in by_shard}
+        shards = {name: _shard_at(path, name) for name in by_shard}
         tensors: dict[str, TensorRef] = {}
-        size = os.fstat(file.fileno()).st_size
+        size = file.size_bytes
         for name, listed in by_shard.items():
             with open_regular(shards[name]) as shard:
-                part = read_safetensors(shard, shards[name])
+                shards[name] = shard.path
+                part = read_safetensors(shard, shard.path)
             size += part.size_bytes
             tensors |= _checked(part.root, name, listed)
         _check_total(metadata, tensors)
@@ -79,13 +79,13 @@ def read_shards(file: BinaryIO, path: Path) -> Checkpoint:
     return Checkpoint(path, "safetensors in shards", size, root, metadata=texts | {"shards": str(len(shards))}, files=files)
 
 
-def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+def _parse(file: ByteSource, path: Location) -> tuple[dict[str, str], dict[str, Any]]:
     """Return tensor -> name of its shard, and the metadata."""
-    size = os.fstat(file.fileno()).st_size
+    size = file.size_bytes
     if size > MAX_INDEX_BYTES:
         raise _Refused(f"{size} bytes; an index has at most {MAX_INDEX_BYTES}")
     try:
-        table = json.loads(os.pread(file.fileno(), size, 0).decode("utf-8"), object_pairs_hook=_unique)
+        table = json.loads(file.read(size, 0).decode("utf-8"), object_pairs_hook=_unique)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
         raise _Refused(f"text that is no JSON ({type(err).__name__})") from err
     except ValueError as err:  # ours, or an integer with too many digits
@@ -101,13 +101,15 @@ def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     return weight_map, metadata
 
 
-def _shard_path(folder: Path, name: str, folders: set[Path]) -> Path:
-    """Return where the shard is; it must lie, all links followed, in one of ``folders``."""
+def _shard_at(index: Location, name: str) -> Location:
+    """Return where the shard is; it must lie beside the index, all links followed."""
     if not name or len(name) > _MAX_NAME or not name.isprintable() or name in {".", ".."} or {"/", "\\", ":"} & set(name):
         raise _Refused(f"the file name {name[:80]!r}, which does not lie beside the index")
-    path = folder / name
+    if isinstance(index, RemotePath):
+        return index.beside(name)
+    path = index.parent / name
     try:
-        if path.resolve().parent not in folders:
+        if path.resolve().parent not in {index.parent.resolve(), index.resolve().parent}:
             raise _Refused(f"{name!r}, a link that leads elsewhere")
     except (OSError, RuntimeError) as err:  # a loop of links
         raise _Refused(f"{name!r}, a link that leads nowhere") from err

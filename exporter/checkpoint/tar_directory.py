@@ -5,11 +5,9 @@ Extended headers may say when and whose a file was; one that changes a name or a
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import BinaryIO
-
 from exporter.errors import CheckpointError
+from exporter.locations import Location
+from exporter.tensors.sources import ByteSource
 
 __all__ = ["TAR_MAGIC", "read_tar"]
 
@@ -27,24 +25,24 @@ class _Refused(ValueError):
     """A reason to refuse the archive."""
 
 
-def read_tar(file: BinaryIO, path: Path) -> dict[str, tuple[int, int]]:
+def read_tar(file: ByteSource, path: Location) -> dict[str, tuple[int, int]]:
     """Return name -> where its first byte is and where it ends, for every file in the tar archive.
 
     Raises:
         CheckpointError: E133, saying what is wrong and at which byte.
     """
     try:
-        return _read(file.fileno(), os.fstat(file.fileno()).st_size)
+        return _read(file, file.size_bytes)
     except _Refused as err:
         facts = {"file": path, "found": err, "expected": "a tar archive as torch.save wrote it"}
         raise CheckpointError("E133", "the tar archive of the checkpoint is damaged or was tampered with", facts=facts) from err
 
 
-def _read(descriptor: int, size: int) -> dict[str, tuple[int, int]]:
+def _read(file: ByteSource, size: int) -> dict[str, tuple[int, int]]:
     members: dict[str, tuple[int, int]] = {}
     position = headers = 0
     while True:
-        block = os.pread(descriptor, _BLOCK, position)
+        block = file.read(_BLOCK, position)
         if len(block) < _BLOCK:
             raise _Refused(f"an end at byte {position + len(block)}, in the middle of a header")
         if not any(block):
@@ -55,17 +53,17 @@ def _read(descriptor: int, size: int) -> dict[str, tuple[int, int]]:
         headers += 1
         if position > size or headers > 2 * _MAX_MEMBERS:
             raise _Refused(f"{name!r} of {length} bytes at byte {begin} of {size}" if position > size else "too many members")
-        if any(os.pread(descriptor, position - end, end)):
+        if any(file.read(position - end, end)):
             raise _Refused(f"bytes that belong to no member, at byte {end}")
         if kind == _EXTENDED:
-            _check_extended(os.pread(descriptor, min(length, _MAX_EXTENDED_BYTES + 1), begin))
+            _check_extended(file.read(min(length, _MAX_EXTENDED_BYTES + 1), begin))
         elif kind not in _FILE:
             raise _Refused(f"{name!r}, which is no plain file")
         elif name in members:
             raise _Refused(f"the member {name!r} twice")
         else:
             members[name] = (begin, end)
-    _check_padding(descriptor, position, size)
+    _check_padding(file, position, size)
     return members
 
 
@@ -106,9 +104,9 @@ def _check_extended(content: bytes) -> None:
         content = content[size:]
 
 
-def _check_padding(descriptor: int, position: int, size: int) -> None:
+def _check_padding(file: ByteSource, position: int, size: int) -> None:
     """Refuse an end that is no two empty blocks, and anything but zeros behind it."""
     if size - position < 2 * _BLOCK or size - position > 64 * _BLOCK:
         raise _Refused(f"{size - position} bytes at its end")
-    if any(os.pread(descriptor, size - position, position)):
+    if any(file.read(size - position, position)):
         raise _Refused(f"bytes that belong to no member, behind byte {position}")

@@ -10,11 +10,8 @@ The same form stands inside plain pickles, once for every storage (``torch.stora
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
 
 from exporter.artifacts import Checkpoint, GlobalRef, Node, StorageRef
 from exporter.checkpoint.pickle_calls import locate_calls
@@ -22,7 +19,9 @@ from exporter.checkpoint.pickle_meanings import STORAGE_DTYPES, MalformedPickle,
 from exporter.checkpoint.pickle_ops import Unpickler
 from exporter.checkpoint.pickle_stream import PickleStream
 from exporter.errors import CheckpointError
+from exporter.locations import Location
 from exporter.tensors.dtypes import DTYPES
+from exporter.tensors.sources import ByteSource
 
 __all__ = ["LEGACY_START", "class_with_source", "element_bytes", "read_legacy_stream", "read_torch_legacy", "refused"]
 
@@ -46,7 +45,7 @@ class _Declared:
         return self.count * element_bytes(self.dtype)
 
 
-def read_torch_legacy(file: BinaryIO, path: Path) -> Checkpoint:
+def read_torch_legacy(file: ByteSource, path: Location) -> Checkpoint:
     """Return the checkpoint in the open file.
 
     Raises:
@@ -58,10 +57,10 @@ def read_torch_legacy(file: BinaryIO, path: Path) -> Checkpoint:
         calls = locate_calls(tree, unpickler.calls)
     except MalformedPickle as err:
         raise refused(err, path, stream.position) from err
-    return Checkpoint(path, "torch legacy", os.fstat(file.fileno()).st_size, tree, tuple(unpickler.globals), calls)
+    return Checkpoint(path, "torch legacy", file.size_bytes, tree, tuple(unpickler.globals), calls)
 
 
-def refused(err: MalformedPickle, path: Path, position: int) -> CheckpointError:
+def refused(err: MalformedPickle, path: Location, position: int) -> CheckpointError:
     """Return the error that is shown for a pickle at ``position`` of a file."""
     return CheckpointError(err.code, f"the pickle in the checkpoint {err.problem}", facts={"file": path, "at": f"byte {position}", "found": err})
 
@@ -147,7 +146,7 @@ def _parsed(persistent_id: Node) -> tuple[str, _Declared, tuple[int, int] | None
 class _StorageSizes:
     """For the first reading: what the tree says of each storage."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self._path = path
         self.declared: dict[str, _Declared] = {}
 
@@ -163,7 +162,7 @@ class _StorageSizes:
 class _StoragePlaces:
     """For the second reading: the bytes behind each storage."""
 
-    def __init__(self, path: Path, declared: Mapping[str, _Declared], places: Mapping[str, int]) -> None:
+    def __init__(self, path: Location, declared: Mapping[str, _Declared], places: Mapping[str, int]) -> None:
         self._path = path
         self._declared = declared
         self._places = places
@@ -179,7 +178,7 @@ class _StoragePlaces:
         return known
 
 
-def _typed(path: Path, key: str, declared: _Declared, offset: int, view: tuple[int, int] | None) -> TypedStorage:
+def _typed(path: Location, key: str, declared: _Declared, offset: int, view: tuple[int, int] | None) -> TypedStorage:
     item = element_bytes(declared.dtype)
     begin, count = view if view is not None else (0, declared.count)
     fields = (key, path, offset + begin * item, count * item)

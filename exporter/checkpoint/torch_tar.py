@@ -8,11 +8,8 @@ Each of them is a row of pickles with numbers in between, and is read without un
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
-from pathlib import Path
-from typing import BinaryIO
 
 from exporter.artifacts import Checkpoint, GlobalRef, Node, StorageRef, TensorRef
 from exporter.checkpoint.pickle_calls import locate_calls
@@ -22,6 +19,8 @@ from exporter.checkpoint.pickle_stream import PickleStream
 from exporter.checkpoint.tar_directory import TAR_MAGIC, read_tar
 from exporter.checkpoint.torch_legacy import class_with_source, element_bytes, refused
 from exporter.errors import CheckpointError
+from exporter.locations import Location
+from exporter.tensors.sources import ByteSource
 from exporter.tensors.views import MAX_DIMENSIONS
 
 __all__ = ["is_torch_tar", "read_torch_tar"]
@@ -35,7 +34,7 @@ def is_torch_tar(head: bytes) -> bool:
     return blocks[0][257:262] == TAR_MAGIC and any(block.partition(b"\x00")[0].decode("latin-1") in MEMBERS for block in blocks)
 
 
-def read_torch_tar(file: BinaryIO, path: Path) -> Checkpoint:
+def read_torch_tar(file: ByteSource, path: Location) -> Checkpoint:
     """Return the checkpoint in the open file.
 
     Raises:
@@ -61,7 +60,7 @@ def read_torch_tar(file: BinaryIO, path: Path) -> Checkpoint:
         calls = locate_calls(tree, unpickler.calls)
     except MalformedPickle as err:
         raise refused(err, path, streams[at].position) from err
-    return Checkpoint(path, "torch tar", os.fstat(file.fileno()).st_size, tree, tuple(unpickler.globals), calls)
+    return Checkpoint(path, "torch tar", file.size_bytes, tree, tuple(unpickler.globals), calls)
 
 
 def _facts(stream: PickleStream) -> Node:

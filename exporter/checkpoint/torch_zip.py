@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
 
 from exporter.artifacts import Checkpoint, Digest, GlobalRef, Node, StorageRef
 from exporter.checkpoint.pickle_calls import locate_calls
@@ -16,7 +13,9 @@ from exporter.checkpoint.pickle_meanings import STORAGE_DTYPES, TypedStorage
 from exporter.checkpoint.pickle_ops import MalformedPickle, Unpickler
 from exporter.checkpoint.zip_directory import Member, Window, read_directory
 from exporter.errors import CheckpointError
+from exporter.locations import Location
 from exporter.tensors.dtypes import DTYPES
+from exporter.tensors.sources import ByteSource
 
 __all__ = ["MAX_PICKLE_BYTES", "StorageFinder", "TorchArchive", "content_of", "read_labels", "read_torch_zip", "read_window"]
 
@@ -36,7 +35,7 @@ _FOREIGN = (
 )
 
 
-def read_torch_zip(file: BinaryIO, path: Path, members: Mapping[str, Member] | None = None) -> Checkpoint:
+def read_torch_zip(file: ByteSource, path: Location, members: Mapping[str, Member] | None = None) -> Checkpoint:
     """Return the checkpoint in the open torch zip file; only ``data.pkl`` and the small text members are read.
 
     ``members`` are those of ``read_directory``, where the caller has read it already.
@@ -60,7 +59,7 @@ class TorchArchive:
     contents: Digest
 
 
-def read_window(window: Window, path: Path, members: Mapping[str, Member] | None = None) -> TorchArchive:
+def read_window(window: Window, path: Location, members: Mapping[str, Member] | None = None) -> TorchArchive:
     """Return what the torch zip archive in ``window``, a file or a part of one, holds.
 
     Raises:
@@ -69,7 +68,7 @@ def read_window(window: Window, path: Path, members: Mapping[str, Member] | None
     members = read_directory(window, path) if members is None else members
     root = _root_folder(members, path)
     metadata = read_labels(window, members, root, path)
-    pickled = content_of(window.descriptor, members[f"{root}/data.pkl"], path, limit=MAX_PICKLE_BYTES)
+    pickled = content_of(window.source, members[f"{root}/data.pkl"], path, limit=MAX_PICKLE_BYTES)
     unpickler = Unpickler(pickled, persistent=StorageFinder(members, f"{root}/data", path))
     try:
         tree = unpickler.load()
@@ -81,7 +80,7 @@ def read_window(window: Window, path: Path, members: Mapping[str, Member] | None
     return TorchArchive(tree, tuple(unpickler.globals), calls, metadata, _contents_digest(members, pickled))
 
 
-def read_labels(window: Window, members: Mapping[str, Member], root: str, path: Path) -> dict[str, str]:
+def read_labels(window: Window, members: Mapping[str, Member], root: str, path: Location) -> dict[str, str]:
     """Return what the archive says of itself in small text members.
 
     Raises:
@@ -90,7 +89,7 @@ def read_labels(window: Window, members: Mapping[str, Member], root: str, path: 
     metadata: dict[str, str] = {}
     for label in ("version", "byteorder", ".format_version"):
         if f"{root}/{label}" in members:
-            text = content_of(window.descriptor, members[f"{root}/{label}"], path, limit=64)
+            text = content_of(window.source, members[f"{root}/{label}"], path, limit=64)
             metadata[label.removeprefix(".")] = text.decode("ascii", "replace").strip()
     if metadata.get("byteorder", "little") != "little":
         facts = {"file": path, "found": metadata["byteorder"], "expected": "little"}
@@ -113,7 +112,7 @@ def _contents_digest(members: Mapping[str, Member], pickled: bytes) -> Digest:
 class StorageFinder:
     """Turns the persistent ids of a pickle into references to members."""
 
-    def __init__(self, members: Mapping[str, Member], folder: str, path: Path) -> None:
+    def __init__(self, members: Mapping[str, Member], folder: str, path: Location) -> None:
         self._members = members
         self._folder = folder
         self._path = path
@@ -141,7 +140,7 @@ class StorageFinder:
         return typed
 
 
-def _root_folder(members: Mapping[str, Member], path: Path) -> str:
+def _root_folder(members: Mapping[str, Member], path: Location) -> str:
     for name, looks_like in (*_CODE, *_FOREIGN):
         if any(member == name or member.endswith("/" + name) for member in members):
             code = (name, looks_like) in _CODE
@@ -161,7 +160,7 @@ def _root_folder(members: Mapping[str, Member], path: Path) -> str:
     raise CheckpointError("E105", "the checkpoint is in a container that is not read", facts=facts)
 
 
-def content_of(descriptor: int, member: Member, path: Path, *, limit: int) -> bytes:
+def content_of(source: ByteSource, member: Member, path: Location, *, limit: int) -> bytes:
     """Return the bytes of a stored member, checked.
 
     Raises:
@@ -170,7 +169,7 @@ def content_of(descriptor: int, member: Member, path: Path, *, limit: int) -> by
     if member.size_bytes > limit:
         facts = {"file": path, "at": member.name, "found": f"{member.size_bytes} bytes", "expected": f"at most {limit}"}
         raise CheckpointError("E111", "a part of the checkpoint is larger than any trainer writes it", facts=facts)
-    content = os.pread(descriptor, member.size_bytes, member.offset)
+    content = source.read(member.size_bytes, member.offset)
     if len(content) != member.size_bytes or zlib.crc32(content) != member.crc32:
         facts = {"file": path, "at": member.name, "found": f"CRC-32 {zlib.crc32(content):08x}", "expected": f"{member.crc32:08x}"}
         raise CheckpointError("E109", "the checkpoint is damaged: a checksum is wrong", facts=facts)

@@ -9,12 +9,10 @@ Those two lines of each class are all that is looked at; nothing of the text is 
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from exporter.artifacts import Checkpoint, Node, ObjectRef, TensorRef, walk
 from exporter.checkpoint.pickle_calls import locate_calls
@@ -23,6 +21,7 @@ from exporter.checkpoint.pickle_ops import Unpickler
 from exporter.checkpoint.torch_zip import MAX_PICKLE_BYTES, StorageFinder, content_of, read_labels
 from exporter.checkpoint.zip_directory import Member, Window
 from exporter.errors import CheckpointError
+from exporter.locations import Location
 
 __all__ = ["read_torchscript"]
 
@@ -42,7 +41,7 @@ class _ModuleClass:
     buffers: list[str]
 
 
-def read_torchscript(window: Window, members: Mapping[str, Member], root: str, path: Path) -> Checkpoint:
+def read_torchscript(window: Window, members: Mapping[str, Member], root: str, path: Location) -> Checkpoint:
     """Return the checkpoint in a TorchScript archive whose members stand below ``root``.
 
     Raises:
@@ -66,11 +65,11 @@ def read_torchscript(window: Window, members: Mapping[str, Member], root: str, p
     return Checkpoint(path, "TorchScript, its code not run", window.size_bytes, state, named, calls, metadata)
 
 
-def _unpickled(window: Window, members: Mapping[str, Member], root: str, folder: str, path: Path) -> tuple[Node, Unpickler]:
+def _unpickled(window: Window, members: Mapping[str, Member], root: str, folder: str, path: Location) -> tuple[Node, Unpickler]:
     name = f"{root}/{folder}.pkl"
     if name not in members:
         raise _refused(path, name, "no such member")
-    content = content_of(window.descriptor, members[name], path, limit=MAX_PICKLE_BYTES)
+    content = content_of(window.source, members[name], path, limit=MAX_PICKLE_BYTES)
     unpickler = Unpickler(content, persistent=StorageFinder(members, f"{root}/{folder}", path), meanings=_MEANINGS)
     try:
         tree = unpickler.load()
@@ -81,7 +80,7 @@ def _unpickled(window: Window, members: Mapping[str, Member], root: str, folder:
     return tree, unpickler
 
 
-def _entries(top: ObjectRef, classes: Mapping[str, _ModuleClass], path: Path) -> Iterator[tuple[str, Node]]:
+def _entries(top: ObjectRef, classes: Mapping[str, _ModuleClass], path: Location) -> Iterator[tuple[str, Node]]:
     """Yield what ``state_dict()`` of the module would hold, in its order; what is no plain tensor is yielded as its record."""
     todo: list[tuple[str, int, ObjectRef]] = [("", 0, top)]
     visited = 0
@@ -112,7 +111,7 @@ def _entries(top: ObjectRef, classes: Mapping[str, _ModuleClass], path: Path) ->
         todo += reversed(children)
 
 
-def _classes(window: Window, members: Mapping[str, Member], root: str, path: Path) -> dict[str, _ModuleClass]:
+def _classes(window: Window, members: Mapping[str, Member], root: str, path: Location) -> dict[str, _ModuleClass]:
     """Return qualified name -> declared names, of every class of modules in the program's text."""
     classes: dict[str, _ModuleClass] = {}
     left = MAX_CODE_BYTES
@@ -135,16 +134,16 @@ def _classes(window: Window, members: Mapping[str, Member], root: str, path: Pat
     return classes
 
 
-def _text(window: Window, member: Member, path: Path, *, limit: int) -> str:
+def _text(window: Window, member: Member, path: Location, *, limit: int) -> str:
     """Return the text of a member, unpacked to no more than ``limit`` bytes."""
     size = member.size_bytes if member.inflated_bytes is None else member.inflated_bytes
     if max(size, member.size_bytes) > limit:
         facts = {"file": path, "at": member.name, "found": f"{size} bytes of text", "expected": f"at most {limit}"}
         raise CheckpointError("E111", "the program of the checkpoint is larger than any that is written", facts=facts)
     if member.inflated_bytes is None:
-        content = content_of(window.descriptor, member, path, limit=limit)
+        content = content_of(window.source, member, path, limit=limit)
     else:
-        packed = os.pread(window.descriptor, member.size_bytes, member.offset)
+        packed = window.source.read(member.size_bytes, member.offset)
         unpacking = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             content = unpacking.decompress(packed, size + 1)
@@ -159,7 +158,7 @@ def _text(window: Window, member: Member, path: Path, *, limit: int) -> str:
         raise _refused(path, member.name, "a program that is no text") from err
 
 
-def _refused(path: Path, at: str, found: str) -> CheckpointError:
+def _refused(path: Location, at: str, found: str) -> CheckpointError:
     facts = {"file": path, "at": at, "found": found, "expected": "an archive as torch.jit.save writes it"}
     return CheckpointError("E134", "the program in the checkpoint breaks its format", facts=facts)
 

@@ -7,15 +7,14 @@ the other from the first byte of the file to the directory, without gaps, overla
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
 
 from exporter.errors import CheckpointError
+from exporter.locations import Location
+from exporter.tensors.sources import ByteSource
 
 __all__ = ["Member", "Window", "read_directory"]
 
@@ -41,18 +40,18 @@ _SYSTEM_UNIX, _MODE_TYPE, _MODE_LINK = 3, 0o170000, 0o120000
 class Window:
     """A run of bytes of an open file that is an archive by itself: the whole file, or one item of a larger one."""
 
-    descriptor: int
+    source: ByteSource
     start: int
     size_bytes: int
 
     @classmethod
-    def of(cls, file: BinaryIO) -> Window:
+    def of(cls, file: ByteSource) -> Window:
         """Return the whole of an open file."""
-        return cls(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        return cls(file, 0, file.size_bytes)
 
     def read(self, count: int, at: int) -> bytes:
         """Return up to ``count`` bytes from byte ``at`` of the window on, none beyond its end."""
-        return os.pread(self.descriptor, max(0, min(count, self.size_bytes - at)), self.start + at)
+        return self.source.read(max(0, min(count, self.size_bytes - at)), self.start + at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class _Refused(ValueError):
     """A reason to refuse the archive."""
 
 
-def read_directory(window: Window, path: Path, *, compressed_code: bool = False) -> dict[str, Member]:
+def read_directory(window: Window, path: Location, *, compressed_code: bool = False) -> dict[str, Member]:
     """Return the members of the zip archive in ``window``, by name, in the order of the file.
 
     With ``compressed_code`` members below ``code/`` may be compressed, as those of TorchScript are.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import BinaryIO
-
 from exporter.artifacts import Checkpoint
 from exporter.checkpoint.exported_program import read_exported_program
 from exporter.checkpoint.hdf5_file import KERAS_WEIGHTS, read_keras_zip
@@ -12,13 +9,15 @@ from exporter.checkpoint.torch_zip import read_torch_zip
 from exporter.checkpoint.torchscript import read_torchscript
 from exporter.checkpoint.zip_directory import Window, read_directory
 from exporter.errors import CheckpointError
+from exporter.locations import Location
+from exporter.tensors.sources import ByteSource
 
 __all__ = ["read_zip"]
 
 _PROGRAMS = (("archive_format", read_exported_program), ("constants.pkl", read_torchscript))
 
 
-def read_zip(file: BinaryIO, path: Path) -> Checkpoint:
+def read_zip(file: ByteSource, path: Location) -> Checkpoint:
     """Return the checkpoint in the open zip file.
 
     Raises:

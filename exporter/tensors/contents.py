@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from exporter.artifacts import Digest
 from exporter.errors import ArtifactError
 from exporter.tensors.checksums import crc32
-from exporter.tensors.reading import CHUNK_BYTES, open_regular
+from exporter.tensors.reading import CHUNK_BYTES
 from exporter.tensors.safetensors_header import read_header
+from exporter.tensors.sources import open_regular
 
 __all__ = ["contents_digest", "digest_of_contents"]
 
@@ -34,14 +34,14 @@ def digest_of_contents(path: Path) -> Digest:
     """
     with open_regular(path) as file:
         table = read_header(file, path)
-        begin = table.entries[0].begin if table.entries else os.fstat(file.fileno()).st_size
-        header = os.pread(file.fileno(), begin, 0)
+        begin = table.entries[0].begin if table.entries else file.size_bytes
+        header = file.read(begin, 0)
         buffer = memoryview(bytearray(CHUNK_BYTES))
         checksums = []
         for entry in table.entries:
             position, checksum = entry.begin, 0
             while position < entry.end:
-                count = os.preadv(file.fileno(), [buffer[: min(len(buffer), entry.end - position)]], position)
+                count = file.read_into(buffer[: min(len(buffer), entry.end - position)], position)
                 if not count:
                     raise ArtifactError("E723", "an artefact differs from its record", facts={"file": path, "found": f"{position} bytes"})
                 checksum = crc32(buffer[:count], checksum)

@@ -6,52 +6,31 @@ The bytes that are checked are the bytes that are handed out: nothing is read tw
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
 from exporter.artifacts import StorageRef, TensorRef
 from exporter.errors import CheckpointError
+from exporter.locations import Location
 from exporter.tensors.checksums import crc32
 from exporter.tensors.dtypes import DTYPES, numpy_dtype
 from exporter.tensors.shards import bands, narrow
+from exporter.tensors.sources import ByteSource, open_regular
 from exporter.tensors.views import is_contiguous, num_spanned, size_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CHUNK_BYTES", "TensorReader", "open_regular", "read_integer", "read_tensor"]
+__all__ = ["CHUNK_BYTES", "TensorReader", "read_integer", "read_tensor"]
 
 CHUNK_BYTES = 1 << 18
 """A multiple of every element size; its float64 copies fit a processor's cache, which bench/bake.py shows to matter."""
 
 MAX_OPEN_FILES = 64
 """Open at once; an operating system gives a process some hundreds."""
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open ``path`` for reading; never waits on a pipe or a device.
-
-    Raises:
-        CheckpointError: it is missing (E101), no regular file (E102), or cannot be read (E103).
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as err:
-        raise CheckpointError("E101", "the checkpoint does not exist", facts={"file": path}) from err
-    except OSError as err:
-        raise CheckpointError("E103", "the checkpoint cannot be read", facts={"file": path, "found": err.strerror or err}) from err
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        facts = {"file": path, "found": _file_kind(mode), "expected": "one regular file: a torch zip file or safetensors"}
-        raise CheckpointError("E102", "the checkpoint is not a regular file", facts=facts)
-    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 class TensorReader:
@@ -61,8 +40,8 @@ class TensorReader:
     """
 
     def __init__(self) -> None:
-        self._files: dict[Path, BinaryIO] = {}
-        self._verified: set[tuple[Path, int, int]] = set()
+        self._files: dict[Location, ByteSource] = {}
+        self._verified: set[tuple[Location, int, int]] = set()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -181,7 +160,7 @@ class TensorReader:
                     band[(slice(None), *place)] = np.frombuffer(content, band.dtype).reshape(part.shape)
                 yield memoryview(band.tobytes())
 
-    def _file(self, path: Path) -> BinaryIO:
+    def _file(self, path: Location) -> ByteSource:
         """Return the open file; of a checkpoint in very many files the ones used last stay open."""
         file = self._files.pop(path, None)
         if file is None:
@@ -225,19 +204,7 @@ def read_integer(ref: TensorRef, reader: TensorReader | None = None) -> int | No
     return int.from_bytes(content, "little", signed=not ref.dtype.startswith("u"))
 
 
-def _read_exactly(file: BinaryIO, storage: StorageRef, position: int, target: memoryview) -> None:
-    filled = 0
-    while filled < len(target):
-        try:
-            count = os.preadv(file.fileno(), [target[filled:]], storage.offset + position + filled)
-        except OSError as err:
-            raise CheckpointError("E103", "the checkpoint cannot be read", facts={"file": storage.path, "found": err.strerror or err}) from err
-        if count == 0:
-            facts = {"file": storage.path, "at": f"storage {storage.key!r}", "expected": f"{storage.size_bytes} bytes from byte {storage.offset} on"}
-            raise CheckpointError("E104", "the checkpoint ends in the middle of a tensor", facts=facts)
-        filled += count
-
-
-def _file_kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "something else")
+def _read_exactly(file: ByteSource, storage: StorageRef, position: int, target: memoryview) -> None:
+    if file.read_into(target, storage.offset + position) < len(target):
+        facts = {"file": storage.path, "at": f"storage {storage.key!r}", "expected": f"{storage.size_bytes} bytes from byte {storage.offset} on"}
+        raise CheckpointError("E104", "the checkpoint ends in the middle of a tensor", facts=facts)

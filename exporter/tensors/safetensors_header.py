@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from exporter.errors import CheckpointError
+from exporter.locations import Location
 from exporter.tensors.dtypes import Dtype, dtype_from_safetensors
+from exporter.tensors.sources import ByteSource
 from exporter.tensors.views import MAX_DIMENSIONS
 
 __all__ = ["MAX_HEADER_BYTES", "SafetensorsEntry", "SafetensorsHeader", "read_header"]
@@ -45,16 +45,16 @@ class _Refused(ValueError):
     """A reason to refuse the header: found, and what was expected."""
 
 
-def read_header(file: BinaryIO, path: Path) -> SafetensorsHeader:
+def read_header(file: ByteSource, path: Location) -> SafetensorsHeader:
     """Read and check the header of the open file ``file``.
 
     Raises:
         CheckpointError: E114, saying what is wrong and in which tensor.
     """
-    file_size = os.fstat(file.fileno()).st_size
+    file_size = file.size_bytes
     try:
-        length = int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
-        text = os.pread(file.fileno(), length, 8) if 2 <= length <= min(MAX_HEADER_BYTES, file_size - 8) else b""
+        length = int.from_bytes(file.read(8, 0), "little")
+        text = file.read(length, 8) if 2 <= length <= min(MAX_HEADER_BYTES, file_size - 8) else b""
         return _parse(text, 8 + length, file_size)
     except _Refused as err:
         raise CheckpointError("E114", "the header of the safetensors file breaks its format", facts={"file": path, "found": err}) from err

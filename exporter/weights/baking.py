@@ -111,7 +111,7 @@ def bake(
         lineage=lineage,
     )
     key = weights_key(digest, config, parameter_order=parameter_order)
-    written = contents_digest(header, checksums) if digest.of == "contents" else None
+    written = contents_digest(header, checksums) if digest.of != "file" else None
     return store_record(output, key, plan.specs, summary, provenance, digest=written)
 
 
@@ -180,5 +180,5 @@ def _cast_of(plan: BakePlan) -> str:
 
 
 def _refuse_overwriting(checkpoint: Checkpoint, output: Path) -> None:
-    if output.exists() and any(output.samefile(path) for path in checkpoint.files or (checkpoint.path,)):
+    if output.exists() and any(isinstance(path, Path) and output.samefile(path) for path in checkpoint.files or (checkpoint.path,)):
         raise LayoutError("E215", "the output would overwrite the checkpoint; nothing was written", facts={"file": output}, help="-o another name")

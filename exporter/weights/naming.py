@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from exporter.artifacts import Checkpoint, TensorRef, TensorSpec
 from exporter.errors import LayoutError
+from exporter.locations import Location
 from exporter.weights.layout import Average, WeightSet
 
 __all__ = ["forward_names", "list_as_weights", "name_in_order", "refuse_unexplained"]
@@ -59,7 +59,7 @@ def name_in_order(checkpoint: Checkpoint, average: Average, raw: WeightSet | Non
 
 
 def forward_names(
-    path: Path, at: str, names: Iterable[str], mangle: Callable[[str], str], present: Iterable[str], *, reserved: Iterable[str] = ()
+    path: Location, at: str, names: Iterable[str], mangle: Callable[[str], str], present: Iterable[str], *, reserved: Iterable[str] = ()
 ) -> dict[str, str]:
     """Return mangled name -> own name for every name of ``names`` whose mangled form is ``present``.
 
@@ -91,7 +91,7 @@ def forward_names(
     return table
 
 
-def refuse_unexplained(path: Path, at: str, present: Mapping[str, object], table: Mapping[str, str]) -> None:
+def refuse_unexplained(path: Location, at: str, present: Mapping[str, object], table: Mapping[str, str]) -> None:
     """Refuse averaged tensors that no name of the raw weights explains.
 
     Raises:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import LayoutError
+from exporter.locations import Location
 from exporter.tensors import DTYPES, TensorReader, is_contiguous, numpy_dtype, size_bytes
 from exporter.tensors.checksums import crc32
 from exporter.weights.blend import Blend, Rows, arrays_of, rounded
@@ -27,7 +27,7 @@ _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
 
 def stream_tensor(
-    planned: Planned, reader: TensorReader, target: WriterBehind, *, path: Path, allow_nonfinite: bool, advance: Callable[[int], None]
+    planned: Planned, reader: TensorReader, target: WriterBehind, *, path: Location, allow_nonfinite: bool, advance: Callable[[int], None]
 ) -> tuple[int, DriftSums | None]:
     """Write one tensor's bytes to ``target`` in row-major order; return their CRC-32, and the drift where there is a raw twin.
 
@@ -59,7 +59,7 @@ def _stream_whole(
     reader: TensorReader,
     target: WriterBehind,
     *,
-    path: Path,
+    path: Location,
     allow_nonfinite: bool,
     advance: Callable[[int], None],
 ) -> int:
@@ -78,7 +78,7 @@ def _stream_whole(
 
 
 def _stream_values(
-    planned: Planned, reader: TensorReader, target: WriterBehind, *, path: Path, allow_nonfinite: bool, advance: Callable[[int], None]
+    planned: Planned, reader: TensorReader, target: WriterBehind, *, path: Location, allow_nonfinite: bool, advance: Callable[[int], None]
 ) -> tuple[int, DriftSums | None]:
     """Write values that are looked at, cast or computed on their way."""
     source, crc = planned.source, 0
@@ -113,7 +113,7 @@ def _add(sums: DriftSums, values: NDArray[Any], twin: Rows) -> None:
             position += len(raw)
 
 
-def _check_finite(name: str, dtype: str, values: NDArray[Any], path: Path, *, allow_nonfinite: bool) -> None:
+def _check_finite(name: str, dtype: str, values: NDArray[Any], path: Location, *, allow_nonfinite: bool) -> None:
     import numpy as np
 
     mask = _EXPONENTS.get(dtype)
@@ -125,7 +125,7 @@ def _check_finite(name: str, dtype: str, values: NDArray[Any], path: Path, *, al
     raise LayoutError("E212", f"the weights hold {found}: {name}", facts=facts, help=help_text)
 
 
-def _cast(planned: Planned, values: NDArray[Any], path: Path, *, allow_nonfinite: bool) -> NDArray[Any]:
+def _cast(planned: Planned, values: NDArray[Any], path: Location, *, allow_nonfinite: bool) -> NDArray[Any]:
     import numpy as np
 
     result = rounded(values, planned.dtype)

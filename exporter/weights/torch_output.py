@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 import zipfile
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import BinaryIO
 from exporter.artifacts import TensorSpec, Weights
 from exporter.errors import ArtifactError, LayoutError
 from exporter.files import atomic_write
-from exporter.tensors.reading import CHUNK_BYTES, open_regular
+from exporter.locations import Location
+from exporter.tensors.reading import CHUNK_BYTES
 from exporter.tensors.safetensors_header import read_header
+from exporter.tensors.sources import ByteSource, open_regular
 from exporter.tensors.torch_pickle import STORAGE_CLASSES, state_dict_pickle
 
 __all__ = ["TORCH_SUFFIXES", "save_torch"]
@@ -27,7 +28,7 @@ _ZIP64_FROM = 1 << 31
 _PADDING = 0x4246
 
 
-def save_torch(weights: Weights, output: Path, *, under: str = "", keep: tuple[Path, ...] = ()) -> None:
+def save_torch(weights: Weights, output: Path, *, under: str = "", keep: tuple[Location, ...] = ()) -> None:
     """Write baked weights as a torch file, whole or not at all; the same weights give the same bytes.
 
     Every tensor has a storage of its own, so loading it never shares memory between two of them. Provenance is a member of the
@@ -43,7 +44,7 @@ def save_torch(weights: Weights, output: Path, *, under: str = "", keep: tuple[P
         LayoutError: the output is one of ``keep`` (E215), or a dtype has no storage class in torch (E230).
         ArtifactError: the baked weights were altered (E723), or ``output`` cannot be written (E711).
     """
-    if output.exists() and any(path.exists() and output.samefile(path) for path in (*keep, weights.path)):
+    if output.exists() and any(isinstance(path, Path) and path.exists() and output.samefile(path) for path in (*keep, weights.path)):
         raise LayoutError("E215", "the output would overwrite the checkpoint; nothing was written", facts={"file": output}, help="-o another name")
     for spec in weights.tensors:
         if spec.dtype not in STORAGE_CLASSES:
@@ -68,12 +69,12 @@ def _add(archive: zipfile.ZipFile, target: BinaryIO, name: str, content: bytes) 
         member.write(content)
 
 
-def _add_range(archive: zipfile.ZipFile, target: BinaryIO, name: str, source: BinaryIO, begin: int, end: int) -> None:
+def _add_range(archive: zipfile.ZipFile, target: BinaryIO, name: str, source: ByteSource, begin: int, end: int) -> None:
     large = end - begin >= _ZIP64_FROM
     buffer = memoryview(bytearray(min(CHUNK_BYTES, end - begin)))
     with archive.open(_member(target, name, end - begin), "w", force_zip64=large) as member:
         while begin < end:
-            count = os.preadv(source.fileno(), [buffer[: min(len(buffer), end - begin)]], begin)
+            count = source.read_into(buffer[: min(len(buffer), end - begin)], begin)
             if not count:
                 raise ArtifactError("E723", "an artefact differs from its record", facts={"found": f"an end at byte {begin}"})
             member.write(buffer[:count])
