@@ -31,9 +31,7 @@ def test_a_path_stays_a_path() -> None:
     assert location_of(Path("last.pt")) == Path("last.pt")
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"), [("a%2Fb.pt", "a%2Fb.pt"), ("%2E%2E", "%2E%2E"), ("a%0Ab.pt", "a%0Ab.pt"), ("%C3%A9.pt", "é.pt")]
-)
+@pytest.mark.parametrize(("name", "expected"), [("a%2Fb.pt", "a%2Fb.pt"), ("%2E%2E", "%2E%2E"), ("a%0Ab.pt", "a%0Ab.pt"), ("%C3%A9.pt", "é.pt")])
 def test_the_name_is_one_step(name: str, expected: str) -> None:
     """A name that would be a path or hold control characters once decoded stays encoded: outputs are called after it."""
     assert RemotePath(f"https://models.example/{name}").name == expected
