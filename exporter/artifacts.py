@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 __all__ = [
+    "BATCH_NORM_SOURCES",
     "BakeSummary",
+    "BatchNormStatistics",
     "Checkpoint",
     "Digest",
     "EmaCandidate",
@@ -256,6 +258,7 @@ class EmaCandidate:
         state: ``settled``, ``warming``, ``cold`` or ``unknown``; see ``docs/ema.md``.
         initial_share: share of the initial weights still in the average (0 to 1), None where it cannot be known.
         window: mean age of the weights in the average, in updates, the newest counted as 1; None where it cannot be known.
+        batch_norm: a source of ``BatchNormStatistics``, empty where the weights have no BatchNorm statistics.
     """
 
     name: str
@@ -270,6 +273,7 @@ class EmaCandidate:
     state: Literal["settled", "warming", "cold", "unknown"] = "unknown"
     remark: str = ""
     window: float | None = None
+    batch_norm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +321,38 @@ class TensorDrift:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchNormStatistics:
+    """Where the running statistics of the BatchNorm layers come from, and whether they fit the weights.
+
+    Attributes:
+        source: ``averaged`` with the weights; ``copied``: in the average, and equal to the raw ones; ``stored``: in the average,
+            the file cannot tell whether averaged, copied or estimated anew; ``raw``: from the raw weights, the average has none;
+            ``stale``: in the average, never updated since it was made; ``own``: raw statistics with raw weights; ``recalibrated``.
+            The worst of them where layers differ.
+        how: what was asked for: ``auto`` is the layout's rule.
+        num_layers: layers with statistics.
+        warning: why they may not fit, and the option that helps; empty where nothing is known against them.
+    """
+
+    source: Literal["averaged", "copied", "stored", "raw", "stale", "own", "recalibrated"]
+    how: Literal["auto", "raw", "ema", "recalibrate"]
+    num_layers: int
+    warning: str = ""
+
+
+BATCH_NORM_SOURCES: Mapping[str, str] = {
+    "averaged": "averaged with the weights",
+    "copied": "in the average, equal to those of the raw weights",
+    "stored": "in the average: averaged, copied or estimated anew, which the file does not say",
+    "raw": "those of the raw weights",
+    "stale": "in the average, not updated since it was made",
+    "own": "those of the weights themselves",
+    "recalibrated": "estimated anew on the samples",
+}
+"""Source of ``BatchNormStatistics`` -> in words."""
+
+
+@dataclass(frozen=True, slots=True)
 class BakeSummary:
     """What baking did, for the screen and the report."""
 
@@ -338,6 +374,8 @@ class BakeSummary:
     candidate: EmaCandidate | None = None
     remarks: tuple[str, ...] = ()
     """What a reader should know of the weights."""
+    batch_norm: BatchNormStatistics | None = None
+    """None where the weights have no BatchNorm statistics."""
 
 
 @dataclass(frozen=True, slots=True)

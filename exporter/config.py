@@ -94,6 +94,8 @@ class BakeConfig(_Section):
         digest: what identifies checkpoint and output: ``file``, a SHA-256 over every byte, for which both are read once more;
             ``contents``, a SHA-256 over the structure and the CRC-32 of every tensor; ``auto`` is ``file`` up to 256 MB.
         dtype: ``keep``, or a floating dtype that every floating tensor is cast to.
+        bn_stats: where the running statistics of BatchNorm come from: ``auto``, the layout's rule; ``raw`` or ``ema``, that copy of
+            the weights; ``recalibrate``, estimated anew on the samples with the weights that are baked.
         strip_prefix: take only what stands below this prefix, under the names behind it: ``net.`` of a training module around the
             model.
     """
@@ -106,6 +108,7 @@ class BakeConfig(_Section):
     drift: Literal["auto", "always", "never"] = "auto"
     digest: Literal["auto", "contents", "file"] = "auto"
     dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
+    bn_stats: Literal["auto", "raw", "ema", "recalibrate"] = "auto"
     strip_prefix: str = ""
 
 

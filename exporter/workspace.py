@@ -157,7 +157,7 @@ class Workspace:
         """The raw weights beside the chosen ones, for the metric table; None where the file has none."""
         if self.config.weights.choice == "raw" or self.reading.raw_at is None:
             return None
-        raw = self.config.weights.model_copy(update={"choice": "raw", "ema": ""})
+        raw = self.config.weights.model_copy(update={"choice": "raw", "ema": "", "bn_stats": "auto"})
         return self._bake(raw, self.folder / f"{self.stem}.raw.safetensors")[0]
 
     def _bake(self, config: BakeConfig, output: Path) -> tuple[Weights, Literal["made", "up to date"]]:

@@ -63,6 +63,7 @@ def _header(checkpoint: Checkpoint, reading: LayoutReading, sha256: str | None) 
 
 
 def _weights(reading: LayoutReading) -> list[str]:
+    from exporter.artifacts import BATCH_NORM_SOURCES
     from exporter.cli.tables import columns, size_text
 
     rows = [("weights ", "NAME", "TENSORS", "DTYPE", "SIZE", "UPDATES", "DECAY", "STATE")]
@@ -85,9 +86,16 @@ def _weights(reading: LayoutReading) -> list[str]:
     else:
         rows.append(("", "raw", "-", "-", "-", "-", "-", reading.raw_remark or "not in this file"))
     lines = columns(rows, right=frozenset({2}))
+    for candidate in reading.candidates:
+        if candidate.batch_norm:
+            lines.append(f"         BatchNorm statistics of {candidate.name}: {BATCH_NORM_SOURCES[candidate.batch_norm]}{_doubt(candidate)}")
     if not reading.candidates:
         lines.append(f"         no average found; looked at: {', '.join(reading.looked_at)}")
     return lines
+
+
+def _doubt(candidate: EmaCandidate) -> str:
+    return "; they may not fit it, see --bn-stats of bake-ema" if candidate.batch_norm in {"raw", "stale"} else ""
 
 
 def _state(candidate: EmaCandidate) -> str:

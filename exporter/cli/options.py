@@ -59,6 +59,11 @@ def weights_options(command: Command) -> Command:
         click.option("--allow-cold", is_flag=True, default=None, help="Accept an average that is still mostly the initial weights."),
         click.option("--allow-nonfinite", is_flag=True, default=None, help="Accept NaN and infinity in the weights."),
         click.option("--dtype", type=click.Choice(["keep", "float32", "float16", "bfloat16"]), help="Cast floating tensors; default: keep."),
+        click.option(
+            "--bn-stats",
+            type=click.Choice(["auto", "raw", "ema", "recalibrate"]),
+            help="BatchNorm statistics: as the layout keeps them (auto, the default), of one copy, or estimated anew on the samples.",
+        ),
         click.option("--strip-prefix", metavar="PREFIX", help="Take what stands below PREFIX, under the names behind it: net."),
     )
     for option in reversed(options):

@@ -8,7 +8,7 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
-from exporter.artifacts import LatencyEvidence, MetricEvidence, ParityEvidence, Report, TensorDrift, Verdict, to_json
+from exporter.artifacts import BATCH_NORM_SOURCES, LatencyEvidence, MetricEvidence, ParityEvidence, Report, TensorDrift, Verdict, to_json
 from exporter.errors import printable
 from exporter.report import phrases, pictures, units
 from exporter.report.picture import Picture
@@ -37,6 +37,7 @@ def page_from_report(report: Report) -> str:
         css=Markup(css),  # noqa: S704 - ours
         units=units,
         phrases=phrases,
+        sources=BATCH_NORM_SOURCES,
         parities=[(index, verdict, verdict.evidence) for index, verdict in numbered if isinstance(verdict.evidence, ParityEvidence)],
         races=[(index, verdict, verdict.evidence) for index, verdict in numbered if isinstance(verdict.evidence, LatencyEvidence)],
         metrics=_metric_groups(report),

@@ -7,14 +7,32 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from exporter.artifacts import LatencyEvidence, MetricEvidence, Outcome, OutputParity, ParityEvidence, Report, Verdict
+from exporter.artifacts import BakeSummary, LatencyEvidence, MetricEvidence, Outcome, OutputParity, ParityEvidence, Report, Verdict
 from exporter.report import units
 
-__all__ = ["advice", "blocks", "by_check", "interval", "key_number", "limit", "outcome_sentence", "required_speedup", "title", "worst_output"]
+__all__ = [
+    "advice",
+    "bake_warnings",
+    "blocks",
+    "by_check",
+    "interval",
+    "key_number",
+    "limit",
+    "outcome_sentence",
+    "required_speedup",
+    "title",
+    "worst_output",
+]
 
 _SPEEDUP: Final = re.compile(r">=\s*(\d+(?:\.\d+)?)")
 _BLOCKED: Final = {Outcome.FAIL: "failed", Outcome.INCONCLUSIVE: "could not be decided", Outcome.NOT_RUN: "did not run though required"}
 _SLOWDOWN: Final = re.compile(r"(\d+(?:\.\d+)?)\s*%\s*slower")
+
+
+def bake_warnings(bake: BakeSummary | None) -> tuple[str, ...]:
+    """Return what to know before the weights are trusted; empty where nothing is known against them."""
+    statistics = bake.batch_norm if bake is not None else None
+    return (statistics.warning,) if statistics is not None and statistics.warning else ()
 
 
 def title(verdict: Verdict) -> str:

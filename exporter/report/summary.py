@@ -33,6 +33,7 @@ def summary_from_report(report: Report) -> str:
         if advice:
             lines += ["", f"**{_escape(phrases.title(verdict))}: {verdict.outcome.value}**", ""]
             lines += [f"- {_escape(line.strip())}" for line in advice]
+    lines += [line for warning in phrases.bake_warnings(report.bake) for line in ("", f"**Warning:** {_escape(warning)}")]
     lineage = [f"{name}: {text}" for name in _SHOWN_LINEAGE if (text := report.lineage.get(name))]
     footer = " · ".join([*lineage, f"run {report.run}"])
     lines += ["", f"<sub>{_escape(footer)}</sub>"]

@@ -11,7 +11,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from exporter.artifacts import BakeSummary, Folded, LatencyEvidence, MetricEvidence, Outcome, OutputParity, ParityEvidence, Refusal, Report, Verdict
+from exporter.artifacts import (
+    BATCH_NORM_SOURCES,
+    BakeSummary,
+    Folded,
+    LatencyEvidence,
+    MetricEvidence,
+    Outcome,
+    OutputParity,
+    ParityEvidence,
+    Refusal,
+    Report,
+    Verdict,
+)
 from exporter.errors import printable
 from exporter.report import phrases, units
 
@@ -36,7 +48,8 @@ def render_terminal(report: Report, folder: Path | None = None) -> list[str]:
     for stage in report.stages:
         is_made = stage.state == "made"
         state = units.seconds_text(stage.seconds) if is_made else stage.state
-        rows.append((stage.stage, "-" if stage.state == "NOT_RUN" else "✓", state, stage.summary, ()))
+        details = tuple(f"warning: {warning}" for warning in phrases.bake_warnings(report.bake)) if stage.stage == "bake" else ()
+        rows.append((stage.stage, "-" if stage.state == "NOT_RUN" else "✓", state, stage.summary, details))
     told = tuple(stage.summary for stage in report.stages if stage.state == "NOT_RUN" and stage.summary)
     for group in _groups(report.verdicts):
         first = group[0]
@@ -91,6 +104,9 @@ def render_bake(summary: BakeSummary, path: Path) -> list[str]:
     if choice == "ema":
         lines.append(f"{lead}distance from raw: {_distance(summary)}")
     lines += [f"{lead}{remark}" for remark in summary.remarks]
+    if summary.batch_norm is not None and summary.batch_norm.source != "own":
+        lines.append(f"{lead}BatchNorm statistics: {BATCH_NORM_SOURCES[summary.batch_norm.source]}")
+        lines += [f"{lead}warning: {warning}" for warning in phrases.bake_warnings(summary)]
     return [printable(line) for line in lines]
 
 

@@ -20,6 +20,7 @@ from exporter.tensors import DTYPES, TensorReader, header_bytes, size_bytes
 from exporter.tensors.contents import contents_digest
 from exporter.tensors.dtypes import SHORT_NAMES
 from exporter.tensors.safetensors_writing import spec_size_bytes
+from exporter.weights.batch_norm import statistics_of
 from exporter.weights.choice import check_health, choose_average, choose_raw, refuse_unreadable
 from exporter.weights.debiasing import divisor_of
 from exporter.weights.drift import DriftSums
@@ -73,10 +74,10 @@ def bake(
     match = match_layout(checkpoint)
     refuse_unreadable(checkpoint, match)
     _refuse_overwriting(checkpoint, output)
-    candidate: EmaCandidate | None = None
+    average, candidate = None, None
     if config.choice == "ema":
         average = name_in_order(checkpoint, choose_average(checkpoint, match, config), match.raw, parameter_order)
-        candidate = candidate_of(average, decay=config.decay)
+        candidate = candidate_of(average, decay=config.decay, raw=match.raw)
         divisor = divisor_of(checkpoint, average, config)
         check_health(checkpoint, candidate, config)
         plan = plan_average(checkpoint, average, match.raw, config, divisor=divisor)
@@ -84,7 +85,10 @@ def bake(
         plan = plan_raw(checkpoint, choose_raw(checkpoint, match), config)
     plan = plan if _measures_drift(plan, config) else BakePlan(tuple(replace(planned, twin=None) for planned in plan.tensors), plan.names)
     digest = checkpoint_digest if checkpoint_digest is not None else identify(checkpoint, config.digest)
+    statistics = statistics_of(plan.names, average, match.raw, config)
     lineage = {**_lineage(checkpoint, match.layout, candidate), lineage_key(digest): digest.hex}
+    if statistics is not None:
+        lineage["bn_stats"] = statistics.source
     header = header_bytes(plan.specs, _metadata(lineage))
     with atomic_write(output) as file:
         file.write(header)
@@ -102,6 +106,7 @@ def bake(
         drift_total=_total(sums).relative if sums else None,
         candidate=candidate,
         remarks=_remarks(_total(sums)),
+        batch_norm=statistics,
     )
     provenance = Provenance(
         stage="weights",

@@ -37,7 +37,8 @@ class Average:
     Attributes:
         name: what the user types after ``--ema``.
         updates: number of times that it was updated, None where the file does not say.
-        buffers: ``in the average``: the copy holds every buffer, as the trainer averages or copies them;
+        buffers: ``averaged`` or ``copied``: the copy holds every buffer, and the trainer always does that; ``in the average``: the
+            copy holds every buffer, averaged or copied or estimated anew, which the layout does not say;
             ``may be absent``: a buffer that the copy lacks is taken from the raw weights; ``stale``: the copy holds buffers that
             were never updated since it was made.
         copied: names of the raw weights that the average lacks by the layout's own rule, taken from the raw weights.
@@ -51,7 +52,7 @@ class Average:
     weights: WeightSet
     schedule: Schedule = field(default_factory=Schedule)
     updates: int | None = None
-    buffers: Literal["in the average", "may be absent", "stale"] = "in the average"
+    buffers: Literal["averaged", "copied", "in the average", "may be absent", "stale"] = "in the average"
     copied: frozenset[str] = frozenset()
     on_request: bool = False
     is_nameless: bool = False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from exporter.artifacts import Checkpoint, TensorSpec
 from exporter.errors import CheckpointError, LayoutError
 from exporter.tensors import DTYPES, ordered_specs, size_bytes
+from exporter.weights.batch_norm import refuse_without_statistics, statistics_from
 from exporter.weights.blend import Source, inputs_of, scaled
 from exporter.weights.layout import Average, WeightSet
 
@@ -75,7 +76,8 @@ def plan_average(checkpoint: Checkpoint, average: Average, raw: WeightSet | None
         divisor: of every averaged tensor; other than 1 for an average that began with zeros.
 
     Raises:
-        LayoutError: a tensor is missing (E207), extra (E208) or misshapen (E209), or is no plain tensor (E210).
+        LayoutError: a tensor is missing (E207), extra (E208) or misshapen (E209), or is no plain tensor (E210), or there are no
+            BatchNorm statistics where some are asked for (E255 to E257).
     """
     _check_plain(checkpoint, average.weights)
     averaged = average.weights.tensors
@@ -94,16 +96,17 @@ def plan_average(checkpoint: Checkpoint, average: Average, raw: WeightSet | None
     for name, ref in twins.items():
         if name not in tensors:
             tensors[name] = (ref, False, None)
-    return _plan(checkpoint, tensors, config)
+    return _plan(checkpoint, statistics_from(checkpoint, average, raw, tensors, config), config)
 
 
 def plan_raw(checkpoint: Checkpoint, raw: WeightSet, config: BakeConfig) -> BakePlan:
     """Plan the bake of the raw weights.
 
     Raises:
-        LayoutError: an entry is no plain tensor (E210).
+        LayoutError: an entry is no plain tensor (E210), or BatchNorm statistics are asked for that are not there (E257, E258).
     """
     _check_plain(checkpoint, raw)
+    refuse_without_statistics(checkpoint, raw.tensors, config)
     return _plan(checkpoint, {name: (ref, False, None) for name, ref in raw.tensors.items()}, config)
 
 

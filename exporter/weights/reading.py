@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from exporter.artifacts import Checkpoint, EmaCandidate, LayoutReading, TensorSpec
 from exporter.tensors import size_bytes
+from exporter.weights.batch_norm import source_of
 from exporter.weights.blend import Source
 from exporter.weights.debiasing import health_without_zeros, remark_on_zeros
 from exporter.weights.health import effective_window, initial_share, state_of
@@ -117,6 +118,7 @@ def candidate_of(average: Average, *, decay: float | None = None, raw: WeightSet
         state=state,
         remark=remark,
         window=window,
+        batch_norm=source_of(average, raw) or "",
     )
 
 

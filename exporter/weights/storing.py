@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter import __version__
-from exporter.artifacts import BakeSummary, Digest, EmaCandidate, Provenance, TensorDrift, TensorSpec, Weights, to_json
+from exporter.artifacts import BakeSummary, BatchNormStatistics, Digest, EmaCandidate, Provenance, TensorDrift, TensorSpec, Weights, to_json
 from exporter.files import digest_of_settings
 from exporter.records import read_record, recorded_digest, write_record
 from exporter.tensors.contents import digest_of_contents
@@ -65,4 +65,6 @@ def _summary(content: Mapping[str, Any]) -> BakeSummary:
     if candidate is not None:
         candidate = EmaCandidate(**{**candidate, "dtypes": tuple(candidate["dtypes"])})
     values |= {"remarks": tuple(values["remarks"])}
-    return BakeSummary(**{**values, "drift": drift, "drift_total": None if total is None else float(total), "candidate": candidate})
+    statistics = BatchNormStatistics(**values["batch_norm"]) if values["batch_norm"] is not None else None
+    total = None if total is None else float(total)
+    return BakeSummary(**{**values, "drift": drift, "drift_total": total, "candidate": candidate, "batch_norm": statistics})

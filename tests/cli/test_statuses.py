@@ -102,7 +102,7 @@ def test_options_are_frozen() -> None:
     """An option is added or taken away on purpose: this list changes with it."""
     found = {name: sorted(o for p in cli.get_command(None, name).params for o in p.opts if o.startswith("--")) for name in cli.list_commands(None)}  # type: ignore[union-attr,arg-type]
     common = ["--json", "--quiet"]
-    weights = ["--allow-cold", "--allow-nonfinite", "--decay", "--dtype", "--ema", "--strip-prefix", "--weights"]
+    weights = ["--allow-cold", "--allow-nonfinite", "--bn-stats", "--decay", "--dtype", "--ema", "--strip-prefix", "--weights"]
     expected = {
         "run": ["--config", "--input", "--min-speedup", "--model", "--require-trt", *weights],
         "inspect": ["--decay", "--depth", "--digest", "--tree"],

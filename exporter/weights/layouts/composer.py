@@ -32,9 +32,9 @@ def read(checkpoint: Checkpoint) -> Match | None:
     if active:
         raw = replace(other, tensors={**model.tensors, **other.tensors})
         remark = "saved with the average in the model: `state.model` is the average, `ema_model` the raw weights"
-        return Match("composer", (Average("model", model),), raw, remarks=(remark,))
+        return Match("composer", (Average("model", model, buffers="averaged"),), raw, remarks=(remark,))
     frozen = frozenset(model.tensors) - frozenset(other.tensors)
-    return Match("composer", (Average("ema_model", other, copied=frozen),), model)
+    return Match("composer", (Average("ema_model", other, buffers="averaged", copied=frozen),), model)
 
 
 def _entry(algorithms: Node) -> Node:

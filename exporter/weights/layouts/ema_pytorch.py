@@ -33,7 +33,7 @@ def read(checkpoint: Checkpoint) -> Match | None:
         if average is not None:
             calls = count(weights.tensors["step"])
             remark = f"{'an unknown number of' if calls is None else calls} calls of update(), of which by default every 10th averages"
-            averages.append(Average(name, own_names(WeightSet(at, average.tensors, average.others, remark), like=own)))
+            averages.append(Average(name, own_names(WeightSet(at, average.tensors, average.others, remark), like=own), buffers="averaged"))
     return Match("ema-pytorch", tuple(averages), raw) if averages else None
 
 

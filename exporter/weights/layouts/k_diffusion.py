@@ -27,7 +27,8 @@ def read(checkpoint: Checkpoint) -> Match | None:
     if raw is None or average is None:
         return None
     raw = own_names(raw)
-    return Match("k-diffusion", (Average(EMA, own_names(average, like=raw), _schedule(child(root, SCHEDULE)), count(epoch)),), raw)
+    averages = (Average(EMA, own_names(average, like=raw), _schedule(child(root, SCHEDULE)), count(epoch), "copied"),)
+    return Match("k-diffusion", averages, raw)
 
 
 def _schedule(node: Node) -> Schedule:

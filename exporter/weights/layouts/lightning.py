@@ -38,7 +38,7 @@ def _weight_averaging(root: Node) -> Match | None:
     raw = own_names(raw)
     average = own_names(average, like=raw)
     updates = count(child(child(root, COUNTERS), "n_averaged"))
-    candidate = Average(STATE, average, Schedule("first copies"), updates)
+    candidate = Average(STATE, average, Schedule("first copies"), updates, "averaged")
     if (updates is None or updates > 1) and same_values(average, raw):
         return Match("lightning", (candidate,), remarks=(_AFTER_FIT,))
     return Match("lightning", (candidate,), raw)

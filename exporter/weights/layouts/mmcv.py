@@ -34,10 +34,13 @@ def read(checkpoint: Checkpoint) -> Match | None:
         return None
     plain = [name for name in tensors if name not in twins]
     table = forward_names(checkpoint.path, f"{STATE}/", plain, _mangled, twins)
-    average = {name: tensors[name] for name in plain}
-    raw = {**average, **{own: tensors[mangled] for mangled, own in table.items()}}
+    whole = own_names(WeightSet(STATE, {name: tensors[name] for name in plain}, weights.others))
+    averaged = {id(tensors[name]) for name in table.values()}
+    average = {name: ref for name, ref in whole.tensors.items() if id(ref) in averaged}
+    copied = frozenset(whole.tensors) - frozenset(average)
+    raw = {**{name: tensors[name] for name in plain}, **{own: tensors[mangled] for mangled, own in table.items()}}
     remark = "mmcv swaps when it saves: the plain names are the average, the buffers `ema_...` the raw weights"
-    candidate = Average(STATE, own_names(WeightSet(STATE, average, weights.others)))
+    candidate = Average(STATE, WeightSet(STATE, average, whole.others), copied=copied)
     return Match("mmcv", (candidate,), own_names(WeightSet(STATE, raw, weights.others)), remarks=(remark,))
 
 

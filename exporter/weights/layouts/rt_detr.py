@@ -30,7 +30,8 @@ def read(checkpoint: Checkpoint) -> Match | None:
         return None
     raw = raw_weights(checkpoint.root)
     schedule = Schedule("ramp", DECAY, number(child(node, "warmups")) or TAU)
-    return Match("rt-detr", (Average(EMA, own_names(average, like=raw), schedule, count(child(node, "updates"))),), raw)
+    averages = (Average(EMA, own_names(average, like=raw), schedule, count(child(node, "updates")), "averaged"),)
+    return Match("rt-detr", averages, raw)
 
 
 LAYOUT = Layout("rt-detr", ("ema.module",), read)

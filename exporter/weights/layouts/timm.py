@@ -30,7 +30,7 @@ def read(checkpoint: Checkpoint) -> Match | None:
     decay = number(argument(arguments, "model_ema_decay"), below=1)
     warm_up = argument(arguments, "model_ema_warmup") is True
     schedule = Schedule("unknown") if decay is None else Schedule("power", decay, start=1) if warm_up else Schedule("constant", decay)
-    averages = (Average(EMA, own_names(ema, like=raw), schedule),) if ema is not None else ()
+    averages = (Average(EMA, own_names(ema, like=raw), schedule, buffers="averaged"),) if ema is not None else ()
     arch = text(child(root, "arch"))
     return Match("timm", averages, raw, model=f"timm:{arch}" if arch else "")
 

@@ -38,16 +38,16 @@ def read(checkpoint: Checkpoint) -> Match | None:
 def _with_decay(ema: Average, arguments: Node) -> Average:
     if ema.updates == 0:  # warm-up of the learning rate: the last update copied, however many there were
         remark = "n_averaged is 0: still copied from the raw weights at each update (warm-up of the learning rate)"
-        return replace(ema, weights=replace(ema.weights, remark=remark), schedule=Schedule(), updates=None)
+        return replace(ema, weights=replace(ema.weights, remark=remark), schedule=Schedule(), updates=None, buffers="averaged")
     factors = [number(argument(arguments, name)) for name in ("world_size", "batch_size", "model_ema_steps")]
     epochs, decay = number(argument(arguments, "epochs")), number(argument(arguments, "model_ema_decay"), below=1)
     if epochs is None or decay is None or None in factors:
-        return ema
+        return replace(ema, buffers="averaged")
     share = 1.0 - decay
     for factor in factors:
         share *= factor or 1.0
     used = 1.0 - min(1.0, share / epochs)
-    return replace(ema, schedule=Schedule("first copies", used if used > 0 else None))
+    return replace(ema, schedule=Schedule("first copies", used if used > 0 else None), buffers="averaged")
 
 
 LAYOUT = Layout("torchvision", (EMA,), read)

@@ -39,7 +39,7 @@ def read(checkpoint: Checkpoint) -> Match | None:
         if raw is not None:
             raw = replace(raw, remark="stripped at the end of training: `model` normally is the average already, the file cannot tell")
         return Match("ultralytics", (), raw, model=factory, remarks=remarks)
-    averages = (Average(EMA, own_names(average, like=raw), Schedule("ramp", DECAY, TAU), count(child(root, UPDATES))),)
+    averages = (Average(EMA, own_names(average, like=raw), Schedule("ramp", DECAY, TAU), count(child(root, UPDATES)), "averaged"),)
     return Match("ultralytics", averages, raw, model=factory, remarks=remarks)
 
 
