@@ -74,7 +74,7 @@ def main() -> None:
                 samples[what].append(run(*command))
                 for path in (copy, baked, baked.with_name(f"{baked.name}.json")):
                     path.unlink(missing_ok=True)
-        print_machine("isal", "numpy", "pydantic")
+        print_machine("isal", "numpy", "click")
         print(f"checkpoint {checkpoint.stat().st_size / 1e6:.0f} MB, baked {written.stat().st_size / 1e6:.0f} MB, median of {rounds}\n")
     seconds = {what: median(taken for taken, _ in values) for what, values in samples.items()}
     rows = [

@@ -7,16 +7,14 @@ Paths in the file are relative to the file. An unknown key is an error that give
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from exporter.errors import ConfigError
+from exporter.sections import Section, SettingError, UnknownSettingError, setting
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,11 +44,7 @@ __all__ = [
 CONFIG_NAME = "exporter.toml"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class InputConfig(_Section):
+class InputConfig(Section):
     """One input of the model; the first axis is the batch.
 
     Attributes:
@@ -59,12 +53,12 @@ class InputConfig(_Section):
     """
 
     name: str
-    shape: tuple[int, ...] = Field(strict=False)
+    shape: tuple[int, ...]
     dtype: str = "float32"
-    dynamic: dict[str, str] = Field(default_factory=dict)
+    dynamic: dict[str, str] = setting(default_factory=dict)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """``[model]``: the code that rebuilds the network, which the user names on purpose and which runs.
 
     Attributes:
@@ -76,13 +70,13 @@ class ModelConfig(_Section):
     """
 
     factory: str = "auto"
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    inputs: tuple[InputConfig, ...] = Field(default=(), strict=False)
-    outputs: tuple[str, ...] = Field(default=(), strict=False)
+    arguments: dict[str, Any] = setting(default_factory=dict)
+    inputs: tuple[InputConfig, ...] = ()
+    outputs: tuple[str, ...] = ()
     trust_code: bool = False
 
 
-class BakeConfig(_Section):
+class BakeConfig(Section):
     """``[weights]``: which weights leave the checkpoint.
 
     Attributes:
@@ -102,7 +96,7 @@ class BakeConfig(_Section):
 
     choice: Literal["ema", "raw"] = "ema"
     ema: str = ""
-    decay: float | None = Field(default=None, gt=0, lt=1)
+    decay: float | None = setting(default=None, gt=0, lt=1)
     allow_cold: bool = False
     allow_nonfinite: bool = False
     drift: Literal["auto", "always", "never"] = "auto"
@@ -112,7 +106,7 @@ class BakeConfig(_Section):
     strip_prefix: str = ""
 
 
-class FoldConfig(_Section):
+class FoldConfig(Section):
     """``[fold]``: folding BatchNorm into the preceding linear operators.
 
     Attributes:
@@ -120,23 +114,23 @@ class FoldConfig(_Section):
     """
 
     enabled: bool = True
-    keep: tuple[str, ...] = Field(default=(), strict=False)
+    keep: tuple[str, ...] = ()
 
 
-class OnnxConfig(_Section):
+class OnnxConfig(Section):
     """``[onnx]``: the exported file."""
 
-    opset: int = Field(default=20, ge=18, le=25)
+    opset: int = setting(default=20, ge=18, le=25)
     dynamic_batch: bool = True
 
 
-class OnnxruntimeConfig(_Section):
+class OnnxruntimeConfig(Section):
     """``[onnxruntime]``: execution providers, the first that is available runs; each one listed is a candidate of its own."""
 
-    providers: tuple[str, ...] = Field(default=("CPUExecutionProvider",), strict=False)
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
 
 
-class TensorrtConfig(_Section):
+class TensorrtConfig(Section):
     """``[tensorrt]``: the engine.
 
     Attributes:
@@ -151,14 +145,14 @@ class TensorrtConfig(_Section):
     python: str = ""
     precision: Literal["fp32"] = "fp32"
     tf32: bool = False
-    workspace_mib: int = Field(default=1024, ge=1)
-    optimization_level: int = Field(default=3, ge=0, le=5)
-    timing_iterations: int = Field(default=8, ge=1)
-    profiles: tuple[str, ...] = Field(default=(), strict=False)
-    timeout_s: float = Field(default=3600.0, gt=0, strict=False)
+    workspace_mib: int = setting(default=1024, ge=1)
+    optimization_level: int = setting(default=3, ge=0, le=5)
+    timing_iterations: int = setting(default=8, ge=1)
+    profiles: tuple[str, ...] = ()
+    timeout_s: float = setting(default=3600.0, gt=0)
 
 
-class SamplesConfig(_Section):
+class SamplesConfig(Section):
     """``[samples]``: what the model is judged on.
 
     Attributes:
@@ -168,25 +162,25 @@ class SamplesConfig(_Section):
         random: number of seeded random samples, used beside the real ones, or alone where there are none.
     """
 
-    path: Path | None = Field(default=None, strict=False)
+    path: Path | None = None
     labels: str = ""
-    limit: int = Field(default=256, ge=1)
-    random: int = Field(default=16, ge=0)
+    limit: int = setting(default=256, ge=1)
+    random: int = setting(default=16, ge=0)
     edge: bool = True
     seed: int = 0
     required: bool = False
 
 
-class OutputTolerance(_Section):
+class OutputTolerance(Section):
     """``[parity.outputs.NAME]``: overrides for one output."""
 
-    atol: float | None = Field(default=None, ge=0)
-    rtol: float | None = Field(default=None, ge=0)
-    factor: float | None = Field(default=None, gt=0)
-    floor: float | None = Field(default=None, ge=0)
+    atol: float | None = setting(default=None, ge=0)
+    rtol: float | None = setting(default=None, ge=0)
+    factor: float | None = setting(default=None, gt=0)
+    floor: float | None = setting(default=None, ge=0)
 
 
-class ParityConfig(_Section):
+class ParityConfig(Section):
     """``[parity]``: the rule of ``docs/verdicts.md``.
 
     Attributes:
@@ -195,15 +189,15 @@ class ParityConfig(_Section):
         batches: batch sizes that are run.
     """
 
-    atol: float | None = Field(default=None, ge=0)
-    rtol: float | None = Field(default=None, ge=0)
-    factor: float | None = Field(default=None, gt=0)
-    floor: float | None = Field(default=None, ge=0)
-    batches: tuple[int, ...] = Field(default=(1, 32), strict=False)
-    outputs: dict[str, OutputTolerance] = Field(default_factory=dict)
+    atol: float | None = setting(default=None, ge=0)
+    rtol: float | None = setting(default=None, ge=0)
+    factor: float | None = setting(default=None, gt=0)
+    floor: float | None = setting(default=None, ge=0)
+    batches: tuple[int, ...] = (1, 32)
+    outputs: dict[str, OutputTolerance] = setting(default_factory=dict)
 
 
-class LatencyConfig(_Section):
+class LatencyConfig(Section):
     """``[latency]``: the race against the unfused reference.
 
     Attributes:
@@ -215,18 +209,18 @@ class LatencyConfig(_Section):
 
     enabled: bool = True
     required: bool = True
-    batch: int = Field(default=32, ge=1)
-    min_speedup: float | None = Field(default=None, gt=0, strict=False)
-    margin: float = Field(default=0.02, ge=0)
-    false_alarm_rate: float = Field(default=0.001, gt=0, lt=0.5)
-    rounds: int = Field(default=20, ge=8)
-    block_ms: float = Field(default=20.0, gt=0, strict=False)
-    warmup_ms: float = Field(default=500.0, ge=0, strict=False)
-    threads: int = Field(default=2, ge=1)
+    batch: int = setting(default=32, ge=1)
+    min_speedup: float | None = setting(default=None, gt=0)
+    margin: float = setting(default=0.02, ge=0)
+    false_alarm_rate: float = setting(default=0.001, gt=0, lt=0.5)
+    rounds: int = setting(default=20, ge=8)
+    block_ms: float = setting(default=20.0, gt=0)
+    warmup_ms: float = setting(default=500.0, ge=0)
+    threads: int = setting(default=2, ge=1)
     seed: int = 0
 
 
-class MetricConfig(_Section):
+class MetricConfig(Section):
     """``[metric]``: the task metric, higher is better.
 
     Attributes:
@@ -237,19 +231,19 @@ class MetricConfig(_Section):
 
     function: str = ""
     output: str = ""
-    allowed_drop: float = Field(default=0.0, ge=0, strict=False)
+    allowed_drop: float = setting(default=0.0, ge=0)
 
 
-class ReportConfig(_Section):
+class ReportConfig(Section):
     """``[report]``: where runs are kept, relative to the configuration file."""
 
-    directory: Path = Field(default=Path(".exporter"), strict=False)
+    directory: Path = Path(".exporter")
 
 
-class Config(_Section):
+class Config(Section):
     """The resolved configuration."""
 
-    checkpoint: Path | None = Field(default=None, strict=False)
+    checkpoint: Path | None = None
     model: ModelConfig = ModelConfig()
     weights: BakeConfig = BakeConfig()
     fold: FoldConfig = FoldConfig()
@@ -262,7 +256,7 @@ class Config(_Section):
     metric: MetricConfig = MetricConfig()
     report: ReportConfig = ReportConfig()
 
-    base: Path = Field(default=Path(), exclude=True, strict=False)
+    base: Path = setting(default=Path(), is_key=False)
     """Folder that relative paths start from; not a key of the file."""
 
     def resolve(self, path: Path) -> Path:
@@ -309,18 +303,21 @@ def load_config(
         table = _read_toml(path)
         if path.name == "pyproject.toml":
             table = table.get("tool", {}).get("exporter", {})
-    origins = {"file": str(path) if path else "the defaults"}
+    where = str(path) if path else "the defaults"
     if "base" in table:
-        raise _unknown_key(("base",), origins["file"])
+        raise _unknown_key(UnknownSettingError(("base",), _known_keys(Config)), where)
     _overlay_environment(table, os.environ if environment is None else environment)
     for section, values in (flags or {}).items():
         target = table if section == "" else table.setdefault(section, {})
-        target.update({key: value for key, value in values.items() if value is not None})
+        if isinstance(target, dict):  # if not, the check below says so
+            target.update({key: value for key, value in values.items() if value is not None})
     folder = base if base is not None else (path.parent if path is not None else Path())
     try:
-        return Config.model_validate({**table, "base": folder})
-    except ValidationError as err:
-        raise _config_error(err, origins["file"]) from err
+        return Config(**table | {"base": folder})
+    except UnknownSettingError as err:
+        raise _unknown_key(err, where) from err
+    except SettingError as err:
+        raise _config_error(err, where) from err
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -337,14 +334,16 @@ def _overlay_environment(table: dict[str, Any], environment: Mapping[str, str]) 
         if not variable.startswith("EXPORTER_"):
             continue
         words = variable.removeprefix("EXPORTER_").lower()
-        for section, info in Config.model_fields.items():
-            kind = info.annotation
-            if not (isinstance(kind, type) and issubclass(kind, _Section)) or not words.startswith(section + "_"):
+        for section in Config.settings:
+            kind = Config.section_of(section) if words.startswith(section + "_") else None
+            if kind is None:
                 continue
             key = words.removeprefix(section + "_")
-            if key not in kind.model_fields:
-                raise _unknown_key((section, key), f"the environment variable {variable}")
-            table.setdefault(section, {})[key] = value_from_text(text)
+            if key not in kind.settings:
+                raise _unknown_key(UnknownSettingError((section, key), _known_keys(kind)), f"the environment variable {variable}")
+            target = table.setdefault(section, {})
+            if isinstance(target, dict):
+                target[key] = value_from_text(text)
 
 
 def value_from_text(text: str) -> Any:  # noqa: ANN401 - any TOML value
@@ -355,30 +354,18 @@ def value_from_text(text: str) -> Any:  # noqa: ANN401 - any TOML value
         return text
 
 
-def _config_error(err: ValidationError, where: str) -> ConfigError:
-    first = err.errors()[0]
-    place = tuple(str(step) for step in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return _unknown_key(place, where)
-    return ConfigError(
-        "E704",
-        f"a setting has a value it cannot have: {'.'.join(place)}",
-        facts={"in": where, "at": " -> ".join(place), "found": repr(first.get("input")), "expected": first["msg"]},
-    )
+def _config_error(err: SettingError, where: str) -> ConfigError:
+    facts = {"in": where, "at": " -> ".join(err.place), "found": err.found or "no value", "expected": err.expected}
+    return ConfigError("E704", f"a setting has a value it cannot have: {'.'.join(err.place)}", facts=facts)
 
 
-def _unknown_key(place: tuple[str, ...], where: str) -> ConfigError:
-    known = _known_keys(place[:-1])
-    near = difflib.get_close_matches(place[-1], known, n=3)
-    facts = {"in": where, "at": " -> ".join(place), "known": ", ".join(known)}
-    return ConfigError("E703", f"unknown setting {'.'.join(place)}", facts=facts, help=f"did you mean {' or '.join(near)}?" if near else "")
+def _unknown_key(err: UnknownSettingError, where: str) -> ConfigError:
+    import difflib
+
+    near = difflib.get_close_matches(err.place[-1], err.known, n=3)
+    facts = {"in": where, "at": " -> ".join(err.place), "known": ", ".join(err.known)}
+    return ConfigError("E703", f"unknown setting {'.'.join(err.place)}", facts=facts, help=f"did you mean {' or '.join(near)}?" if near else "")
 
 
-def _known_keys(section: tuple[str, ...]) -> list[str]:
-    kind: Any = Config
-    for step in section:
-        info = kind.model_fields.get(step) if isinstance(kind, type) and issubclass(kind, _Section) else None
-        kind = info.annotation if info is not None else None
-    if isinstance(kind, type) and issubclass(kind, _Section):
-        return [name for name in kind.model_fields if name != "base"]
-    return []
+def _known_keys(kind: type[Section]) -> tuple[str, ...]:
+    return tuple(name for name, entry in kind.settings.items() if entry.is_key)

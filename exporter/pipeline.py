@@ -54,7 +54,7 @@ def run(config: Config, *, progress: Progress | None = None) -> tuple[Report, Pa
         stages=tuple(workspace.records),
         verdicts=verdicts,
         lineage=workspace.lineage(),
-        config=to_json(config.model_dump(mode="json")),
+        config=to_json(config.to_json()),
         environment=describe_environment(workspace.engine_support),
         bake=weights.summary,
         folded=graph.folded,

@@ -129,7 +129,7 @@ class Workspace:
                 facts={"file": self.checkpoint.path, "layout": self.reading.layout, "at": "model -> factory", "found": "auto"},
                 help=_NAME_A_MODEL,
             )
-        return self.config.model.model_copy(update={"factory": self.reading.model})
+        return self.config.model.replace(factory=self.reading.model)
 
     @property
     def largest_batch(self) -> int:
@@ -157,7 +157,7 @@ class Workspace:
         """The raw weights beside the chosen ones, for the metric table; None where the file has none."""
         if self.config.weights.choice == "raw" or self.reading.raw_at is None:
             return None
-        raw = self.config.weights.model_copy(update={"choice": "raw", "ema": "", "bn_stats": "auto"})
+        raw = self.config.weights.replace(choice="raw", ema="", bn_stats="auto")
         return self._bake(raw, self.folder / f"{self.stem}.raw.safetensors")[0]
 
     def _bake(self, config: BakeConfig, output: Path) -> tuple[Weights, Literal["made", "up to date"]]:
@@ -203,7 +203,7 @@ class Workspace:
                 traced = trace(self.module(), inputs, outputs=self.model.outputs)
                 self._tell("fold", 1, 2)
                 made_from = {"weights": str(weights.digest), "model": str(identity)}
-                provenance = Provenance("graph", made_from, self.config.fold.model_dump(mode="json"), {}, weights.provenance.lineage)
+                provenance = Provenance("graph", made_from, self.config.fold.to_json(), {}, weights.provenance.lineage)
                 graph = save_graph(fold(traced, self.config.fold, provenance=provenance), path, key=key)
                 self._tell("fold", 2, 2)
             summary = f"{len(graph.folded)} folded, {len(graph.refusals)} kept"

@@ -78,3 +78,13 @@ def test_find_config_prefers_exporter_toml_and_reads_pyproject(tmp_path: Path) -
     assert load_config(project, environment={}).latency.batch == 7
     own = _write(tmp_path, "")
     assert find_config(tmp_path) == own
+
+
+@pytest.mark.parametrize("text", ["latency = 3", "model = 'timm:resnet18'"])
+def test_a_value_where_a_section_stands_is_an_error(tmp_path: Path, text: str) -> None:
+    """It is named as one, also where the environment or a flag has a key for that section."""
+    path = _write(tmp_path, text)
+    environment = {"EXPORTER_LATENCY_ROUNDS": "40"}
+    with pytest.raises(ConfigError, match="a table") as caught:
+        load_config(path, environment=environment, flags={"model": {"factory": "auto"}})
+    assert caught.value.code == "E704"

@@ -101,7 +101,7 @@ def build_engine(
 
 
 def _settings(config: TensorrtConfig) -> dict[str, Any]:
-    settings: Mapping[str, Any] = config.model_dump(mode="json")
+    settings: Mapping[str, Any] = config.to_json()
     return {name: settings[name] for name in _CONTENT_SETTINGS}
 
 

@@ -52,4 +52,4 @@ def _checked(entry: InputConfig, every: tuple[InputConfig, ...]) -> InputConfig:
         facts = {"at": f"{at} -> dynamic", "found": ", ".join(entry.dynamic), "expected": f"axes 0 to {len(entry.shape) - 1}"}
         raise ConfigError("E312", "a dynamic axis is not an axis of the input", facts=facts)
     is_dynamic = not entry.dynamic or "0" in entry.dynamic
-    return entry.model_copy(update={"shape": (BATCH, *entry.shape[1:])}) if is_dynamic and entry.shape[0] == 1 else entry
+    return entry.replace(shape=(BATCH, *entry.shape[1:])) if is_dynamic and entry.shape[0] == 1 else entry

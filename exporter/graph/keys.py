@@ -21,8 +21,8 @@ def graph_key(weights: Digest, model: str, inputs: tuple[InputConfig, ...], outp
         fold: the settings of the fold.
     """
     parts = {
-        "fold": fold.model_dump(mode="json"),
-        "inputs": [entry.model_dump(mode="json") for entry in inputs],
+        "fold": fold.to_json(),
+        "inputs": [entry.to_json() for entry in inputs],
         "model": model,
         "outputs": list(outputs),
         "versions": {name: installed_version(name) for name in ("exporter", "numpy", "torch")},

@@ -124,7 +124,7 @@ def _provenance(graph: Graph, config: OnnxConfig) -> Provenance:
     lineage = {**graph.provenance.lineage, "opset": str(config.opset)}
     made_from = {"graph": str(graph.digest)} if graph.digest is not None else dict(graph.provenance.made_from)
     return dataclasses.replace(
-        graph.provenance, stage="onnx_export", made_from=made_from, settings=config.model_dump(mode="json"), versions=versions, lineage=lineage
+        graph.provenance, stage="onnx_export", made_from=made_from, settings=config.to_json(), versions=versions, lineage=lineage
     )
 
 

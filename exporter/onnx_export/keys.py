@@ -16,4 +16,4 @@ LIBRARIES = ("exporter", "onnx", "onnx-ir", "onnxscript", "torch")
 def onnx_key(graph: Digest, config: OnnxConfig) -> str:
     """Return the digest of everything that decides the ONNX model made from the stored graph with digest ``graph``."""
     versions = {name: installed_version(name) for name in LIBRARIES}
-    return digest_of_settings({"graph": str(graph), "onnx": config.model_dump(mode="json"), "versions": versions}).hex
+    return digest_of_settings({"graph": str(graph), "onnx": config.to_json(), "versions": versions}).hex

@@ -111,7 +111,7 @@ def bake(
     provenance = Provenance(
         stage="weights",
         made_from={"checkpoint": str(digest)},
-        settings=config.model_dump(mode="json"),
+        settings=config.to_json(),
         versions={"exporter": __version__},
         lineage=lineage,
     )

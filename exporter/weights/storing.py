@@ -28,7 +28,7 @@ def weights_key(checkpoint_digest: Digest, config: BakeConfig, *, parameter_orde
     That is the checkpoint, the settings, this version, the layouts that other distributions register, and the order of the
     model's parameters where a list without names needs it.
     """
-    parts = {"stage": _STAGE, "checkpoint": checkpoint_digest.hex, "config": config.model_dump(mode="json"), "exporter": __version__}
+    parts = {"stage": _STAGE, "checkpoint": checkpoint_digest.hex, "config": config.to_json(), "exporter": __version__}
     if parameter_order is not None:
         parts["parameter order"] = to_json(list(parameter_order))
     if registered := registered_versions():

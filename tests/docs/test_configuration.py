@@ -7,20 +7,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
-
 from exporter.config import Config, InputConfig, OutputTolerance
+from exporter.sections import REQUIRED, Section
 from tests.docs.markdown import ROOT
 
 HEADING = re.compile(r"^#{2,3} .*`\[+([\w.]+)\]+`")
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]*) \| ([^|]*) \| ([^|]*) \|$")
 
 
-def default_of(kind: type[BaseModel], key: str) -> str:
+def default_of(kind: type[Section], key: str) -> str:
     """Return the default of ``key`` as it would be written in the file; ``required`` or ``none`` where it has no value."""
-    value: Any = kind.model_fields[key].get_default(call_default_factory=True)
-    if value is PydanticUndefined:
+    value: Any = kind.settings[key].default
+    if value is REQUIRED:
         return "required"
     if value is None:
         return "none"
@@ -30,14 +28,15 @@ def default_of(kind: type[BaseModel], key: str) -> str:
 def expected() -> dict[tuple[str, str], str]:
     """Return (section, key) -> default of every key of the configuration."""
     found: dict[tuple[str, str], str] = {}
-    sections: dict[str, type[BaseModel]] = {"model.inputs": InputConfig, "parity.outputs.NAME": OutputTolerance}
-    for name, info in Config.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            sections[name] = info.annotation
-        elif not info.exclude:
+    sections: dict[str, type[Section]] = {"model.inputs": InputConfig, "parity.outputs.NAME": OutputTolerance}
+    for name, entry in Config.settings.items():
+        kind = Config.section_of(name)
+        if kind is not None:
+            sections[name] = kind
+        elif entry.is_key:
             found["", name] = default_of(Config, name)
     for name, kind in sections.items():
-        found.update({(name, key): default_of(kind, key) for key in kind.model_fields})
+        found.update({(name, key): default_of(kind, key) for key in kind.settings})
     return found
 
 

@@ -132,12 +132,12 @@ def test_the_key_changes_with_what_decides_the_plan(config, make_model):
     model, support = make_model(), probe(config)
     profiles = parse_profiles((), model.inputs, batch=32)
     key = plan_key(model.digest, config, profiles, support)
-    same = config.model_copy(update={"timeout_s": 1.0, "required": True, "python": ""})
+    same = config.replace(timeout_s=1.0, required=True, python="")
     assert plan_key(model.digest, same, profiles, support) == key
     keys = {
         key,
         plan_key(make_model(b"new").digest, config, profiles, support),
-        plan_key(model.digest, config.model_copy(update={"tf32": True}), profiles, support),
+        plan_key(model.digest, config.replace(tf32=True), profiles, support),
         plan_key(model.digest, config, parse_profiles((), model.inputs, batch=64), support),
     }
     assert len(keys) == 4

@@ -1,10 +1,10 @@
 """Everything that needs a GPU in one call, on a machine that has torch and cannot download anything.
 
-    python tests/gpu/run_on_gpu_machine.py collect WHEELS        where there is a registry: the wheels that such a machine lacks (3 MB)
+    python tests/gpu/run_on_gpu_machine.py collect WHEELS        where there is a registry: the wheels that such a machine lacks
     python tests/gpu/run_on_gpu_machine.py run OUT [--wheels WHEELS] [--networks digits,resnet50] [--batches 1,8,64]
 
-``run`` needs Python 3.10 to 3.13 with torch 2.11 or newer, onnx, onnxscript, numpy, scipy, safetensors, ml-dtypes and pytest. pydantic and
-platformdirs are taken from WHEELS where they are missing. It runs the tests marked ``gpu`` and then ``bench/gpu.py``, and leaves in OUT:
+``run`` needs Python 3.10 to 3.13 with torch 2.11 or newer, onnx, onnxscript, numpy, scipy, safetensors, ml-dtypes and pytest. A
+missing platformdirs is taken from WHEELS. It runs the tests marked ``gpu`` and then ``bench/gpu.py``, and leaves in OUT:
 ``pytest.txt``, ``junit.xml``, and per network a page and the raw samples. ``EXPORTER_TENSORRT_PYTHON`` names an interpreter with TensorRT.
 
 What a machine lacks is skipped with its reason, in the tests and on the pages: without torchvision the networks other than ``digits``,
@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir", "numpy", "scipy", "safetensors", "ml_dtypes", "typing_extensions", "pytest", "pytest_timeout")
-CARRIED = ("pydantic", "platformdirs")
+CARRIED = ("platformdirs",)
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 

@@ -77,7 +77,7 @@ def _finish(name, module, inputs, outputs, folder, samples, weights) -> Subject:
         import inspect
 
         first = next(iter(inspect.signature(module.forward).parameters))
-        inputs = tuple(entry.model_copy(update={"name": first}) for entry in inputs)
+        inputs = tuple(entry.replace(name=first) for entry in inputs)
     graph = fold(trace(module, inputs, outputs=config.outputs), FoldConfig(), provenance=Provenance("graph"))
     model = export_onnx(graph, folder / f"{name}.onnx", OnnxConfig(), key="0" * 64)
     return Subject(name, graph, model, samples, SamplesConfig(labels="label", random=8, limit=64), weights)

@@ -258,7 +258,7 @@ def _report(outcome: Outcome, verdicts: tuple[Verdict, ...], *, run: str) -> Rep
             "folded": str(len(convs) + 1),
             "exporter": "0.1.0",
         },
-        config=Config().model_dump(mode="json"),
+        config=Config().to_json(),
         environment={
             "cpu": "AMD EPYC 9354, 2 threads",
             "gpu": "none",
