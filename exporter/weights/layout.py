@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from exporter.artifacts import Checkpoint, Node
+from exporter.artifacts import Checkpoint, Node, TensorSpec
 from exporter.weights.blend import Source
 from exporter.weights.health import Schedule
 
 __all__ = ["Average", "Layout", "Match", "WeightSet"]
+
+NamedBy: TypeAlias = "Callable[[Sequence[TensorSpec]], Mapping[str, Source] | None]"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +48,8 @@ class Average:
         zero_initialised: the average began with zeros, not with weights, so that it is short of the zeros' share: what is baked is
             the average divided by one minus that share, for which schedule and updates must be known.
         is_nameless: the tensors stand in a list; their keys are ``[0]``, ``[1]``, ... until the model's order gives them names.
+        named_by: where a list is more than the parameters in their order: returns the average for the parameters of a model, None
+            where they do not fit.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Average:
     copied: frozenset[str] = frozenset()
     on_request: bool = False
     is_nameless: bool = False
+    named_by: NamedBy | None = None
     zero_initialised: bool = False
 
 

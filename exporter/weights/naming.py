@@ -8,11 +8,14 @@ from dataclasses import replace
 from exporter.artifacts import Checkpoint, TensorRef, TensorSpec
 from exporter.errors import LayoutError
 from exporter.locations import Location
+from exporter.weights.blend import Source
 from exporter.weights.layout import Average, WeightSet
 
-__all__ = ["forward_names", "list_as_weights", "name_in_order", "refuse_unexplained"]
+__all__ = ["fit_in_order", "forward_names", "list_as_weights", "name_in_order", "refuse_unexplained"]
 
 _MAX_SHOWN = 8
+_MAX_STATES = 10_000
+"""Ways to be followed at once when groups are fitted into the order of a model; a file with more leaves the order open."""
 
 
 def list_as_weights(items: Sequence[object], at: str) -> WeightSet | None:
@@ -43,6 +46,8 @@ def name_in_order(checkpoint: Checkpoint, average: Average, raw: WeightSet | Non
         facts |= {"found": f"a list of {len(refs)} tensors", "meaning": "their names are known only to the order of the model's parameters"}
         help_text = "name the code that builds the model: [model] factory in exporter.toml"
         raise LayoutError("E219", "the average is a list without names, and no model is given", facts=facts, help=help_text)
+    if average.named_by is not None:
+        return _named_by(checkpoint, average, average.named_by(order), raw, len(order))
     if len(order) != len(refs):
         facts |= {"found": f"{len(refs)} tensors", "expected": f"{len(order)}, one for each parameter of the model"}
         help_text = "the list may hold trainable parameters only, or the factory's arguments differ from those of the training"
@@ -56,6 +61,58 @@ def name_in_order(checkpoint: Checkpoint, average: Average, raw: WeightSet | Non
     copied = frozenset(raw.tensors) - frozenset(tensors) if raw is not None else frozenset()
     named = replace(average.weights, tensors=tensors)
     return replace(average, weights=named, copied=copied, is_nameless=False)
+
+
+def _named_by(checkpoint: Checkpoint, average: Average, tensors: Mapping[str, Source] | None, raw: WeightSet | None, num_parameters: int) -> Average:
+    if tensors is None:
+        facts = {"file": checkpoint.path, "at": average.weights.at, "found": f"{len(average.weights.tensors)} tensors"}
+        facts["expected"] = f"one for each of the model's {num_parameters} parameters, with its shape, in one order that fits"
+        help_text = "give the optimizer model.named_parameters() in training: their names are then in the file"
+        raise LayoutError("E220", "the average is a list that does not fit the model's parameters", facts=facts, help=help_text)
+    copied = frozenset(raw.tensors) - frozenset(tensors) if raw is not None else frozenset()
+    return replace(average, weights=replace(average.weights, tensors=tensors), copied=copied, is_nameless=False, named_by=None)
+
+
+def fit_in_order(groups: Sequence[Sequence[tuple[int, ...] | None]], order: Sequence[TensorSpec]) -> list[str] | None:
+    """Return the names of the groups' tensors, group after group, None where the shapes leave no order or more than one.
+
+    Every group keeps the order of the model; the groups take turns, and names in between may belong to none. A single group of as
+    many tensors as there are names is the model's own order.
+
+    Args:
+        groups: the shapes of each group's tensors; None where a shape is not known, which fits any.
+        order: name and shape of what may be a parameter, in the order of the model.
+    """
+    spare = len(order) - sum(map(len, groups))
+    if spare < 0:
+        return None
+    begin = (0,) * len(groups)
+    ways: dict[tuple[int, ...], int] = {begin: 1}
+    steps: list[dict[tuple[int, ...], int | None]] = []
+    for place, spec in enumerate(order):
+        reached: dict[tuple[int, ...], int] = {}
+        came: dict[tuple[int, ...], int | None] = {}
+        for state, number in ways.items():
+            moves = [group for group, taken in enumerate(state) if taken < len(groups[group]) and groups[group][taken] in {None, spec.shape}]
+            for move in (*moves, *([None] if place - sum(state) < spare else [])):
+                after = state if move is None else (*state[:move], state[move] + 1, *state[move + 1 :])
+                reached[after] = min(reached.get(after, 0) + number, 2)
+                came[after] = move
+        if len(reached) > _MAX_STATES:
+            return None
+        ways = reached
+        steps.append(came)
+    end = tuple(map(len, groups))
+    if ways.get(end) != 1:
+        return None
+    names: list[list[str]] = [[] for _ in groups]
+    state = end
+    for spec, came in zip(reversed(order), reversed(steps), strict=True):
+        move = came[state]
+        if move is not None:
+            names[move].append(spec.name)
+            state = (*state[:move], state[move] - 1, *state[move + 1 :])
+    return [name for group in names for name in reversed(group)]
 
 
 def forward_names(

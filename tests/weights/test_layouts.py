@@ -163,9 +163,11 @@ def test_several_averages_are_all_listed(model: nn.Module, other_model: nn.Modul
 
 
 @pytest.mark.parametrize("choice", ["ema", "raw"])
-def test_schedule_free_in_train_mode_is_refused(choice: str, read: Read, baked: Callable[..., object]) -> None:
-    """The weights of a schedule-free optimizer in train mode are neither raw nor averaged: looking says why, baking is refused."""
-    content = {"model": {"a.weight": torch.ones(2)}, "optimizer": {"state": {}, "param_groups": [{"train_mode": True, "params": [0]}]}}
+def test_a_layout_that_cannot_be_baked_is_refused(choice: str, read: Read, baked: Callable[..., object]) -> None:
+    """A schedule-free optimizer with some groups in train mode and some not: looking says why, baking is refused."""
+    groups = [{"train_mode": mode, "params": [number], "weight_sum": 1.0, "lr_max": 0.1} for number, mode in enumerate((True, False))]
+    states = {number: {"z": torch.ones(2)} for number in range(2)}
+    content = {"model": {"a.weight": torch.ones(2), "b.weight": torch.ones(2)}, "optimizer": {"state": states, "param_groups": groups}}
     reading = read(content)
     assert (reading.layout, reading.candidates) == ("schedule-free", ())
     assert any(remark.startswith("not baked") for remark in reading.remarks)
