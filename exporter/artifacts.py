@@ -32,6 +32,7 @@ __all__ = [
     "GlobalRef",
     "Graph",
     "LatencyEvidence",
+    "LayerChange",
     "LayoutReading",
     "MetricEvidence",
     "Node",
@@ -44,6 +45,7 @@ __all__ = [
     "Plan",
     "Profile",
     "Provenance",
+    "Recalibration",
     "Refusal",
     "RefusalReason",
     "Report",
@@ -321,6 +323,53 @@ class TensorDrift:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerChange:
+    """How far the statistics of one BatchNorm layer moved when they were estimated anew.
+
+    Attributes:
+        values_per_channel: how many values the estimate of one channel rests on.
+        mean_shift: ``||new means - old means||`` in units of ``||new standard deviations||``.
+        variance_change: ``||new variances - old variances|| / ||new variances||``.
+    """
+
+    layer: str
+    num_channels: int
+    values_per_channel: int
+    mean_shift: float
+    variance_change: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recalibration:
+    """BatchNorm statistics estimated anew on samples, and what that changed.
+
+    Attributes:
+        samples_sha256: of the file with the samples.
+        batch: samples of one batch at most.
+        layers: in the order of the model.
+        not_reached: layers that no sample came through; they keep their statistics.
+        output_drift: output -> ``||after - before|| / ||before||``, over ``num_compared`` samples.
+        metric: empty where none is configured and there are no labels; else its value before and after.
+    """
+
+    num_samples: int
+    samples_sha256: str
+    batch: int
+    layers: tuple[LayerChange, ...]
+    not_reached: tuple[str, ...]
+    num_compared: int
+    output_drift: Mapping[str, float]
+    metric: str = ""
+    metric_before: float | None = None
+    metric_after: float | None = None
+
+    @property
+    def values_per_channel(self) -> int:
+        """Return the number of values per channel of the layer that has the fewest."""
+        return min((change.values_per_channel for change in self.layers), default=0)
+
+
+@dataclass(frozen=True, slots=True)
 class BatchNormStatistics:
     """Where the running statistics of the BatchNorm layers come from, and whether they fit the weights.
 
@@ -338,6 +387,7 @@ class BatchNormStatistics:
     how: Literal["auto", "raw", "ema", "recalibrate"]
     num_layers: int
     warning: str = ""
+    recalibration: Recalibration | None = None
 
 
 BATCH_NORM_SOURCES: Mapping[str, str] = {

@@ -90,6 +90,7 @@ class BakeConfig(Section):
         dtype: ``keep``, or a floating dtype that every floating tensor is cast to.
         bn_stats: where the running statistics of BatchNorm come from: ``auto``, the layout's rule; ``raw`` or ``ema``, that copy of
             the weights; ``recalibrate``, estimated anew on the samples with the weights that are baked.
+        bn_batch: samples of one batch, at most, when statistics are estimated anew; every batch counts the same.
         strip_prefix: take only what stands below this prefix, under the names behind it: ``net.`` of a training module around the
             model.
     """
@@ -103,6 +104,7 @@ class BakeConfig(Section):
     digest: Literal["auto", "contents", "file"] = "auto"
     dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
     bn_stats: Literal["auto", "raw", "ema", "recalibrate"] = "auto"
+    bn_batch: int = Field(default=64, ge=2)
     strip_prefix: str = ""
 
 

@@ -16,6 +16,7 @@ from exporter.artifacts import Checkpoint, Digest, Graph, LayoutReading, OnnxMod
 from exporter.checkpoint import open_checkpoint
 from exporter.config import BakeConfig, Config, ModelConfig
 from exporter.errors import ArtifactError, ConfigError, FoldError
+from exporter.records import record_path
 from exporter.weights import bake, identify, load_weights, read_layout, weights_key
 
 if TYPE_CHECKING:
@@ -148,7 +149,9 @@ class Workspace:
     def weights(self) -> Weights:
         """Stage 2: the baked weights, in ``<stem>.baked.safetensors``."""
         with _Record(self, "bake") as record:
-            weights, state = self._bake(self.config.weights, self._path("bake", ".baked.safetensors"))
+            path = self._path("bake", ".baked.safetensors")
+            make = self._bake_recalibrated if self.config.weights.bn_stats == "recalibrate" else self._bake
+            weights, state = make(self.config.weights, path)
             record.finish(state, weights.summary.choice, weights.path, weights.digest)
         return weights
 
@@ -173,6 +176,40 @@ class Workspace:
             progress=lambda done, total: self._tell("bake", done, total),
             parameter_order=order,
         )
+        return made, "made"
+
+    def _bake_recalibrated(self, config: BakeConfig, output: Path) -> tuple[Weights, Literal["made", "up to date"]]:
+        """Bake with the statistics of the checkpoint, into a file that goes again, and estimate them anew."""
+        from exporter.factories import example_inputs, model_identity
+        from exporter.recalibration import recalibrated, recalibration_key, require_samples
+
+        samples, digest = require_samples(self.config, self.samples)
+        inputs = example_inputs(self.model, samples)
+        identity = model_identity(self.model, base=self.config.base)
+        order = self.parameter_order if config.choice == "ema" else None
+        key = weights_key(self.checkpoint_digest, config, parameter_order=order)
+        key = recalibration_key(key, self.config, digest, identity, inputs)
+        cached = load_weights(output, key=key)
+        if cached is not None:
+            return cached, "up to date"
+        plain = output.with_name(f".{output.name}.unrecalibrated")
+        try:
+            baked, _ = self._bake(config.model_copy(update={"bn_stats": "auto"}), plain)
+            made = recalibrated(
+                baked,
+                output,
+                lambda: self.module(baked),
+                self.config,
+                samples,
+                inputs,
+                key=key,
+                samples_digest=digest,
+                identity=identity,
+                progress=lambda done, total: self._tell("recalibrate", done, total),
+            )
+        finally:
+            for path in (plain, record_path(plain)):
+                path.unlink(missing_ok=True)
         return made, "made"
 
     def module(self, weights: Weights | None = None) -> nn.Module:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from exporter.artifacts import TensorSpec
 from exporter.errors import ConfigError, ExportError
+from exporter.factories.outputs import names_of_outputs
 
 __all__ = ["output_specs"]
 
@@ -35,7 +33,7 @@ def output_specs(program: ExportedProgram, configured: tuple[str, ...], axis_nam
     tree = program.call_spec.out_spec
     results = [value for node in program.graph.nodes if node.op == "output" for value in node.args[0]]
     results = results[len(results) - len(program.graph_signature.user_outputs) :]
-    own = _own_names(tree)
+    own = names_of_outputs(tree)
     names = configured or tuple(own)
     if len(names) != len(results) or len(set(names)) != len(names):
         facts = {
@@ -64,36 +62,3 @@ def _axis(size: int | torch.SymInt, names: Mapping[str, str]) -> int | str:
     if not isinstance(size, torch.SymInt):
         return int(size)
     return re.sub(r"\b[A-Za-z_]\w*\b", lambda match: names.get(match[0], match[0]), str(size))
-
-
-def _own_names(tree: pytree.TreeSpec) -> list[str]:
-    structure = pytree.tree_unflatten(list(range(tree.num_leaves)), tree)
-    paths = [path for _, path in sorted(_leaves(structure, ()))]
-    names: list[str] = []
-    num_plain = 0
-    for path in paths:
-        if all(isinstance(step, int) for step in path):
-            names.append(f"output_{num_plain}" if num_plain else "output")
-            num_plain += 1
-        else:
-            names.append(".".join(str(step) for step in path))
-    return names
-
-
-def _leaves(structure: Any, path: tuple[str | int, ...]) -> Iterator[tuple[int, tuple[str | int, ...]]]:  # noqa: ANN401 - any container
-    if isinstance(structure, int):
-        yield structure, path
-        return
-    steps: list[tuple[str | int, Any]]
-    if isinstance(structure, Mapping):
-        steps = [(str(key), value) for key, value in structure.items()]
-    elif hasattr(structure, "_fields"):
-        steps = [(name, getattr(structure, name)) for name in structure._fields]
-    elif dataclasses.is_dataclass(structure):
-        steps = [(entry.name, getattr(structure, entry.name)) for entry in dataclasses.fields(structure)]
-    elif isinstance(structure, (list, tuple)):
-        steps = list(enumerate(structure))
-    else:
-        return
-    for step, value in steps:
-        yield from _leaves(value, (*path, step))

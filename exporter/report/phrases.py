@@ -19,6 +19,7 @@ __all__ = [
     "key_number",
     "limit",
     "outcome_sentence",
+    "recalibration_lines",
     "required_speedup",
     "title",
     "worst_output",
@@ -33,6 +34,29 @@ def bake_warnings(bake: BakeSummary | None) -> tuple[str, ...]:
     """Return what to know before the weights are trusted; empty where nothing is known against them."""
     statistics = bake.batch_norm if bake is not None else None
     return (statistics.warning,) if statistics is not None and statistics.warning else ()
+
+
+def recalibration_lines(bake: BakeSummary | None) -> tuple[str, ...]:
+    """Return what estimating BatchNorm's statistics anew did: on what, what the network says now, what moved most; empty where it was not done."""
+    result = bake.batch_norm.recalibration if bake is not None and bake.batch_norm is not None else None
+    if result is None:
+        return ()
+    lines = [
+        f"estimated on {result.num_samples} samples in batches of at most {result.batch}, {result.values_per_channel} or more values per channel"
+    ]
+    if result.metric_before is not None and result.metric_after is not None:
+        before, after = (units.metric_value(result.metric, value) for value in (result.metric_before, result.metric_after))
+        lines.append(f"{result.metric} before {before}, after {after}")
+    if result.output_drift:
+        moved = ", ".join(f"{name} {units.error(value)}" for name, value in result.output_drift.items())
+        lines.append(f"outputs moved, relative to before: {moved}   ({units.plural(result.num_compared, 'sample')})")
+    if result.layers:
+        mean, var = (max(result.layers, key=key) for key in (lambda change: change.mean_shift, lambda change: change.variance_change))
+        lines.append(
+            f"largest change: means of {mean.layer} by {units.error(mean.mean_shift)} standard deviations, "
+            f"variances of {var.layer} by {units.error(var.variance_change)} of themselves"
+        )
+    return tuple(lines)
 
 
 def title(verdict: Verdict) -> str:

@@ -48,7 +48,7 @@ def render_terminal(report: Report, folder: Path | None = None) -> list[str]:
     for stage in report.stages:
         is_made = stage.state == "made"
         state = units.seconds_text(stage.seconds) if is_made else stage.state
-        details = tuple(f"warning: {warning}" for warning in phrases.bake_warnings(report.bake)) if stage.stage == "bake" else ()
+        details = _bake_details(report.bake) if stage.stage == "bake" else ()
         rows.append((stage.stage, "-" if stage.state == "NOT_RUN" else "✓", state, stage.summary, details))
     told = tuple(stage.summary for stage in report.stages if stage.state == "NOT_RUN" and stage.summary)
     for group in _groups(report.verdicts):
@@ -67,6 +67,11 @@ def render_terminal(report: Report, folder: Path | None = None) -> list[str]:
     where = f"   report: {folder / 'report.html'}" if folder is not None else ""
     lines.append(f"{report.outcome.value:<{label_width}} {closing}{where}")
     return [printable(line) for line in lines]
+
+
+def _bake_details(bake: BakeSummary | None) -> tuple[str, ...]:
+    said = (f"BatchNorm statistics {line}" if index == 0 else line for index, line in enumerate(phrases.recalibration_lines(bake)))
+    return (*said, *(f"warning: {warning}" for warning in phrases.bake_warnings(bake)))
 
 
 def render_verdict(verdict: Verdict) -> list[str]:
@@ -106,6 +111,7 @@ def render_bake(summary: BakeSummary, path: Path) -> list[str]:
     lines += [f"{lead}{remark}" for remark in summary.remarks]
     if summary.batch_norm is not None and summary.batch_norm.source != "own":
         lines.append(f"{lead}BatchNorm statistics: {BATCH_NORM_SOURCES[summary.batch_norm.source]}")
+        lines += [f"{lead}  {line}" for line in phrases.recalibration_lines(summary)]
         lines += [f"{lead}warning: {warning}" for warning in phrases.bake_warnings(summary)]
     return [printable(line) for line in lines]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from exporter.weights.baking import bake
 from exporter.weights.identity import identify
 from exporter.weights.reading import read_layout
+from exporter.weights.replacing import replace_statistics
 from exporter.weights.storing import load_weights, weights_key
 from exporter.weights.torch_output import TORCH_SUFFIXES, save_torch
 
-__all__ = ["TORCH_SUFFIXES", "bake", "identify", "load_weights", "read_layout", "save_torch", "weights_key"]
+__all__ = ["TORCH_SUFFIXES", "bake", "identify", "load_weights", "read_layout", "replace_statistics", "save_torch", "weights_key"]

@@ -29,7 +29,7 @@ from exporter.weights.left_behind import left_behind
 from exporter.weights.naming import name_in_order
 from exporter.weights.plan import BakePlan, plan_average, plan_raw
 from exporter.weights.reading import candidate_of, match_layout
-from exporter.weights.storing import store_record, weights_key
+from exporter.weights.storing import metadata_of, store_record, weights_key
 from exporter.weights.streaming import stream_tensor
 from exporter.weights.writing_behind import WriterBehind
 
@@ -89,7 +89,7 @@ def bake(
     lineage = {**_lineage(checkpoint, match.layout, candidate), lineage_key(digest): digest.hex}
     if statistics is not None:
         lineage["bn_stats"] = statistics.source
-    header = header_bytes(plan.specs, _metadata(lineage))
+    header = header_bytes(plan.specs, metadata_of(lineage))
     with atomic_write(output) as file:
         file.write(header)
         file.flush()
@@ -172,10 +172,6 @@ def _lineage(checkpoint: Checkpoint, layout: str, candidate: EmaCandidate | None
         facts["ema_decay"] = "unknown" if candidate.decay is None else repr(candidate.decay)
         facts["ema_schedule"] = candidate.schedule
     return facts
-
-
-def _metadata(lineage: Mapping[str, str]) -> dict[str, str]:
-    return {"format": "pt"} | {f"exporter.{key}": value for key, value in lineage.items()}
 
 
 def _cast_of(plan: BakePlan) -> str:

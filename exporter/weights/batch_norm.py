@@ -71,9 +71,9 @@ def statistics_from(
     Raises:
         LayoutError: the raw weights (E255) or the average (E256) lack statistics, or there are none at all (E257).
     """
-    if config.bn_stats in {"auto", "recalibrate"}:
-        return dict(tensors)
     refuse_without_statistics(checkpoint, tensors, config)
+    if config.bn_stats == "auto":
+        return dict(tensors)
     copy = average.weights if config.bn_stats == "ema" else raw
     planned = dict(tensors)
     for name in filter(lambda name: is_statistic(name, with_counter=True), tensors):
@@ -89,13 +89,19 @@ def refuse_without_statistics(checkpoint: Checkpoint, names: Iterable[str], conf
     """Refuse to choose statistics for weights that have none.
 
     Raises:
-        LayoutError: E257; E258 where the statistics of an average are asked for with the raw weights.
+        LayoutError: E257; E258 where the statistics of an average are asked for with the raw weights; E259 where they are to be
+            estimated anew, for which a bake has neither model nor samples.
     """
     if config.bn_stats == "auto":
         return
     facts: dict[str, object] = {"file": checkpoint.path, "found": f"bn_stats {config.bn_stats!r}"}
     if config.choice == "raw" and config.bn_stats == "ema":
         raise LayoutError("E258", "BatchNorm statistics of the average were asked for beside raw weights", facts=facts, help="leave out --bn-stats")
+    if config.bn_stats == "recalibrate":
+        facts["meaning"] = "estimating takes the model and samples, after the bake"
+        raise LayoutError(
+            "E259", "a bake by itself cannot estimate BatchNorm statistics", facts=facts, help="exporter bake-ema --bn-stats recalibrate"
+        )
     if not any(map(is_statistic, names)):
         facts["looked at"] = ", ".join(sorted(_STATISTICS))
         raise LayoutError("E257", "the weights have no BatchNorm statistics to choose", facts=facts, help="leave out --bn-stats")

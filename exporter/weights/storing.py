@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter import __version__
-from exporter.artifacts import BakeSummary, BatchNormStatistics, Digest, EmaCandidate, Provenance, TensorDrift, TensorSpec, Weights, to_json
+from exporter.artifacts import (
+    BakeSummary,
+    BatchNormStatistics,
+    Digest,
+    EmaCandidate,
+    LayerChange,
+    Provenance,
+    Recalibration,
+    TensorDrift,
+    TensorSpec,
+    Weights,
+    to_json,
+)
 from exporter.files import digest_of_settings
 from exporter.records import read_record, recorded_digest, write_record
 from exporter.tensors.contents import digest_of_contents
@@ -17,7 +29,7 @@ from exporter.weights.layouts import registered_versions
 if TYPE_CHECKING:
     from exporter.config import BakeConfig
 
-__all__ = ["load_weights", "store_record", "weights_key"]
+__all__ = ["load_weights", "metadata_of", "store_record", "weights_key"]
 
 _STAGE = "weights"
 
@@ -34,6 +46,11 @@ def weights_key(checkpoint_digest: Digest, config: BakeConfig, *, parameter_orde
     if registered := registered_versions():
         parts["layouts"] = list(registered)
     return digest_of_settings(parts).hex
+
+
+def metadata_of(lineage: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata of a safetensors file with this lineage."""
+    return {"format": "pt"} | {f"exporter.{key}": value for key, value in lineage.items()}
 
 
 def store_record(
@@ -65,6 +82,23 @@ def _summary(content: Mapping[str, Any]) -> BakeSummary:
     if candidate is not None:
         candidate = EmaCandidate(**{**candidate, "dtypes": tuple(candidate["dtypes"])})
     values |= {"remarks": tuple(values["remarks"])}
-    statistics = BatchNormStatistics(**values["batch_norm"]) if values["batch_norm"] is not None else None
+    statistics = _batch_norm(values["batch_norm"]) if values["batch_norm"] is not None else None
     total = None if total is None else float(total)
     return BakeSummary(**{**values, "drift": drift, "drift_total": total, "candidate": candidate, "batch_norm": statistics})
+
+
+def _batch_norm(content: Mapping[str, Any]) -> BatchNormStatistics:
+    found = content["recalibration"]
+    if found is None:
+        return BatchNormStatistics(**content)
+    changes = [{**item, **{key: float(item[key]) for key in ("mean_shift", "variance_change")}} for item in found["layers"]]
+    result = Recalibration(
+        **{
+            **found,
+            "layers": tuple(LayerChange(**item) for item in changes),
+            "not_reached": tuple(found["not_reached"]),
+            "output_drift": {name: float(value) for name, value in found["output_drift"].items()},
+            **{key: None if found[key] is None else float(found[key]) for key in ("metric_before", "metric_after")},
+        }
+    )
+    return BatchNormStatistics(**{**content, "recalibration": result})

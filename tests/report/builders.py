@@ -9,13 +9,16 @@ import numpy as np
 
 from exporter.artifacts import (
     BakeSummary,
+    BatchNormStatistics,
     EmaCandidate,
     Folded,
     LatencyEvidence,
+    LayerChange,
     MetricEvidence,
     Outcome,
     OutputParity,
     ParityEvidence,
+    Recalibration,
     Refusal,
     RefusalReason,
     Report,
@@ -79,6 +82,18 @@ def mixed() -> Report:
     assert bake is not None
     no_raw = dataclasses.replace(bake, drift=(), drift_total=None, left_behind={"optimizer": 12_624_960})
     return dataclasses.replace(base, bake=no_raw, remarks=("random inputs only",))
+
+
+def recalibrated(layer: str = "stages.0.bn") -> Report:
+    """Return a passing run whose BatchNorm statistics were estimated anew, on rather few samples."""
+    base = passing()
+    bake = base.bake
+    assert bake is not None
+    layers = (LayerChange("stem.1", 16, 12800, 0.42, 1.25), LayerChange(layer, 64, 200, 0.063, math.inf))
+    result = Recalibration(200, "ab" * 32, 64, layers, ("aux.bn",), 128, {"logits": 0.75}, "accuracy", 0.113, 0.9778)
+    warning = f"{layer} had 200 values per channel; no sample came through aux.bn"
+    statistics = BatchNormStatistics("recalibrated", "recalibrate", 3, warning, result)
+    return dataclasses.replace(base, bake=dataclasses.replace(bake, batch_norm=statistics))
 
 
 def hostile() -> Report:
