@@ -104,7 +104,7 @@ class BakeConfig(Section):
     digest: Literal["auto", "contents", "file"] = "auto"
     dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
     bn_stats: Literal["auto", "raw", "ema", "recalibrate"] = "auto"
-    bn_batch: int = Field(default=64, ge=2)
+    bn_batch: int = setting(default=64, ge=2)
     strip_prefix: str = ""
 
 

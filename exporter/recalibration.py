@@ -51,9 +51,9 @@ def recalibration_key(weights_key: str, config: Config, samples: Digest, identit
         "compared": config.samples.limit,
         "seed": config.samples.seed,
         "model": identity,
-        "inputs": [entry.model_dump(mode="json") for entry in inputs],
+        "inputs": [entry.to_json() for entry in inputs],
         "outputs": list(config.model.outputs),
-        "metric": config.metric.model_dump(mode="json"),
+        "metric": config.metric.to_json(),
         "threads": config.latency.threads,
     }
     return digest_of_settings(parts).hex
@@ -139,7 +139,7 @@ def _provenance(weights: Weights, config: Config, result: Recalibration, identit
     return dataclasses.replace(
         weights.provenance,
         made_from={**weights.provenance.made_from, "samples": f"sha256:{result.samples_sha256}", "model": identity},
-        settings=config.weights.model_dump(mode="json"),
+        settings=config.weights.to_json(),
         versions={**weights.provenance.versions, "torch": installed_version("torch")},
         lineage={**weights.provenance.lineage, "bn_stats": said},
     )

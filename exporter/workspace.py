@@ -194,7 +194,7 @@ class Workspace:
             return cached, "up to date"
         plain = output.with_name(f".{output.name}.unrecalibrated")
         try:
-            baked, _ = self._bake(config.model_copy(update={"bn_stats": "auto"}), plain)
+            baked, _ = self._bake(config.replace(bn_stats="auto"), plain)
             made = recalibrated(
                 baked,
                 output,
