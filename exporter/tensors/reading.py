@@ -29,6 +29,9 @@ __all__ = ["CHUNK_BYTES", "TensorReader", "read_integer", "read_tensor"]
 CHUNK_BYTES = 1 << 18
 """A multiple of every element size; its float64 copies fit a processor's cache, which bench/bake.py shows to matter."""
 
+WHOLE_CHUNK_BYTES = 1 << 20
+"""Where nothing is computed from the values, few calls matter more than the cache."""
+
 MAX_OPEN_FILES = 64
 """Open at once; an operating system gives a process some hundreds."""
 
@@ -52,23 +55,22 @@ class TensorReader:
         """Close the files."""
         self._stack.close()
 
-    def whole_chunks(self, storage: StorageRef, take: Callable[[], memoryview]) -> Iterator[tuple[memoryview, memoryview]]:
-        """Yield all bytes of a storage with the buffer that each part lies in; ``take`` gives a buffer for every part.
+    def whole_chunks(self, storage: StorageRef, space: Callable[[], memoryview]) -> Iterator[memoryview]:
+        """Yield all bytes of a storage, part by part, each at the beginning of the memory that ``space`` returns when it is read.
 
-        The caller keeps a buffer as long as it needs it. The iteration must be finished, as that of ``chunks``.
+        The iteration must be finished, as that of ``chunks``.
 
         Raises:
             CheckpointError: the checksum is wrong (E109) or the file ended early (E104).
         """
         file, position, crc = self._file(storage.path), 0, 0
         while position < storage.size_bytes:
-            buffer = take()
-            part = buffer[: min(len(buffer), storage.size_bytes - position)]
+            part = space()[: min(WHOLE_CHUNK_BYTES, storage.size_bytes - position)]
             _read_exactly(file, storage, position, part)
             if storage.crc32 is not None:
                 crc = crc32(part, crc)
             position += len(part)
-            yield part, buffer
+            yield part
         self._check(storage, crc)
 
     def chunks(self, ref: TensorRef, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[memoryview]:

@@ -6,7 +6,6 @@ needed. One thread reads and checks, another writes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -91,9 +90,7 @@ def bake(
         lineage["bn_stats"] = statistics.source
     header = header_bytes(plan.specs, metadata_of(lineage))
     with atomic_write(output) as file:
-        file.write(header)
-        file.flush()
-        checksums, sums = _write_tensors(checkpoint, plan, config, file, progress)
+        checksums, sums = _write(header, checkpoint, plan, config, file, progress)
     summary = BakeSummary(
         layout=match.layout,
         choice=lineage["weights"],
@@ -120,10 +117,10 @@ def bake(
     return store_record(output, key, plan.specs, summary, provenance, digest=written)
 
 
-def _write_tensors(
-    checkpoint: Checkpoint, plan: BakePlan, config: BakeConfig, file: BinaryIO, progress: Callable[[int, int], None] | None
+def _write(
+    header: bytes, checkpoint: Checkpoint, plan: BakePlan, config: BakeConfig, file: BinaryIO, progress: Callable[[int, int], None] | None
 ) -> tuple[list[int], dict[str, DriftSums]]:
-    """Write all tensors in order; return the CRC-32 of each, and the drift of those that have a raw twin."""
+    """Write the header and all tensors in order; return the CRC-32 of each, and the drift of those that have a raw twin."""
     total, done = sum(spec_size_bytes(spec) for spec in plan.specs), 0
 
     def advance(count: int) -> None:
@@ -134,13 +131,13 @@ def _write_tensors(
 
     checksums: list[int] = []
     drifts: dict[str, DriftSums] = {}
-    with TensorReader() as reader, WriterBehind(file.fileno()) as target:
+    with TensorReader() as reader, WriterBehind(file.fileno(), expected_bytes=len(header) + total) as target:
+        target.write(header)
         for planned in plan.tensors:
             crc, sums = stream_tensor(planned, reader, target, path=checkpoint.path, allow_nonfinite=config.allow_nonfinite, advance=advance)
             checksums.append(crc)
             if sums is not None:
                 drifts[planned.name] = sums
-    file.seek(0, os.SEEK_END)
     return checksums, drifts
 
 

@@ -9,6 +9,7 @@ from exporter.errors import LayoutError
 from exporter.locations import Location
 from exporter.tensors import DTYPES, TensorReader, is_contiguous, numpy_dtype, size_bytes
 from exporter.tensors.checksums import crc32
+from exporter.tensors.finite import is_finite
 from exporter.weights.blend import Blend, Rows, arrays_of, rounded
 from exporter.weights.drift import DriftSums
 from exporter.weights.plan import Planned
@@ -63,16 +64,16 @@ def _stream_whole(
     allow_nonfinite: bool,
     advance: Callable[[int], None],
 ) -> int:
-    import numpy as np
-
     crc = 0
     checked = DTYPES[source.dtype].kind in _CAN_BE_NONFINITE and not allow_nonfinite
-    for part, buffer in reader.whole_chunks(source.storage, target.take):
-        if checked:
-            _check_finite(planned.name, source.dtype, np.frombuffer(part, numpy_dtype(source.dtype)), path, allow_nonfinite=False)
+    for part in reader.whole_chunks(source.storage, target.space):
+        if checked and not is_finite(part, source.dtype):
+            import numpy as np
+
+            raise _nonfinite(planned.name, np.frombuffer(part, numpy_dtype(source.dtype)), path)
         if source.storage.crc32 is None:
             crc = crc32(part, crc)
-        target.give(part, buffer)
+        target.advance(len(part))
         advance(len(part))
     return crc if source.storage.crc32 is None else source.storage.crc32
 
@@ -119,10 +120,17 @@ def _check_finite(name: str, dtype: str, values: NDArray[Any], path: Location, *
     mask = _EXPONENTS.get(dtype)
     if allow_nonfinite or (np.isfinite(values).all() if mask is None else len(values) == 0 or (values.view("u2") & mask).max() != mask):
         return
-    found = "NaN" if np.isnan(values).any() else "infinity"
+    raise _nonfinite(name, values, path)
+
+
+def _nonfinite(name: str, values: NDArray[Any], path: Location) -> LayoutError:
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        found = "NaN" if np.isnan(values).any() else "infinity"
     facts = {"file": path, "at": name, "found": found, "written": "nothing"}
     help_text = "training diverged, or a half-precision average overflowed; to export it all the same: --allow-nonfinite"
-    raise LayoutError("E212", f"the weights hold {found}: {name}", facts=facts, help=help_text)
+    return LayoutError("E212", f"the weights hold {found}: {name}", facts=facts, help=help_text)
 
 
 def _cast(planned: Planned, values: NDArray[Any], path: Location, *, allow_nonfinite: bool) -> NDArray[Any]:
