@@ -118,6 +118,8 @@ class StorageRef:
     size_bytes: int
     crc32: int | None = None
     """What the container says of these bytes; None where it says nothing (safetensors)."""
+    crc32c: int | None = None
+    """The same by another polynomial, Castagnoli's, where the container uses that (TensorFlow)."""
 
 
 @dataclass(frozen=True, slots=True)

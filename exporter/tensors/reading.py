@@ -15,7 +15,7 @@ from typing_extensions import Self
 from exporter.artifacts import StorageRef, TensorRef
 from exporter.errors import CheckpointError
 from exporter.locations import Location
-from exporter.tensors.checksums import crc32
+from exporter.tensors.checksums import checksum_of
 from exporter.tensors.dtypes import DTYPES, numpy_dtype
 from exporter.tensors.shards import bands, narrow
 from exporter.tensors.sources import ByteSource, open_regular
@@ -39,7 +39,7 @@ MAX_OPEN_FILES = 64
 class TensorReader:
     """Reads tensors of one or more files; used in ``with``.
 
-    Each storage's CRC-32 is computed once, over all of its bytes, the first time that any of them is used.
+    Each storage's checksum is computed once, over all of its bytes, the first time that any of them is used.
     """
 
     def __init__(self) -> None:
@@ -64,11 +64,12 @@ class TensorReader:
             CheckpointError: the checksum is wrong (E109) or the file ended early (E104).
         """
         file, position, crc = self._file(storage.path), 0, 0
+        checksum = checksum_of(storage)
         while position < storage.size_bytes:
             part = space()[: min(WHOLE_CHUNK_BYTES, storage.size_bytes - position)]
             _read_exactly(file, storage, position, part)
-            if storage.crc32 is not None:
-                crc = crc32(part, crc)
+            if checksum is not None:
+                crc = checksum[1](part, crc)
             position += len(part)
             yield part
         self._check(storage, crc)
@@ -95,32 +96,34 @@ class TensorReader:
     def _range(self, storage: StorageRef, begin: int, end: int, chunk_bytes: int) -> Iterator[memoryview]:
         """Yield bytes ``begin`` to ``end`` of a storage; read all of it where its checksum is still to be verified."""
         place = (storage.path, storage.offset, storage.size_bytes)
-        verify = storage.crc32 is not None and place not in self._verified
-        position, stop = (0, storage.size_bytes) if verify else (begin, end)
+        checksum = checksum_of(storage) if place not in self._verified else None
+        position, stop = (0, storage.size_bytes) if checksum is not None else (begin, end)
         buffer = memoryview(bytearray(min(chunk_bytes, stop - position)))
         crc = 0
         while position < stop:
             part = buffer[: min(len(buffer), stop - position)]
             _read_exactly(self._file(storage.path), storage, position, part)
-            if verify:
-                crc = crc32(part, crc)
+            if checksum is not None:
+                crc = checksum[1](part, crc)
             first, last = max(begin - position, 0), min(end - position, len(part))
             if first < last:
                 yield part[first:last]
             position += len(part)
-        if verify:
+        if checksum is not None:
             self._check(storage, crc)
 
     def _check(self, storage: StorageRef, crc: int) -> None:
-        """Compare the CRC-32 of all bytes of a storage with what its container says, if it says something."""
-        if storage.crc32 is None:
+        """Compare the checksum of all bytes of a storage with what its container says, if it says something."""
+        checksum = checksum_of(storage)
+        if checksum is None:
             return
-        if crc != storage.crc32:
+        name, _, expected = checksum
+        if crc != expected:
             facts = {
                 "file": storage.path,
                 "at": f"storage {storage.key!r}, byte {storage.offset}",
-                "found": f"CRC-32 {crc:08x}",
-                "expected": f"{storage.crc32:08x}, as the file's own directory says",
+                "found": f"{name} {crc:08x}",
+                "expected": f"{expected:08x}, as the file's own directory says",
             }
             raise CheckpointError("E109", "the checkpoint is damaged: a tensor's checksum is wrong", facts=facts)
         self._verified.add((storage.path, storage.offset, storage.size_bytes))

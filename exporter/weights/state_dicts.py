@@ -92,7 +92,8 @@ def _same_bytes(one: Source, other: Source) -> bool:
         return False
     if one.storage == other.storage:
         return True
-    return one.storage.crc32 is not None and (one.storage.crc32, one.storage.size_bytes) == (other.storage.crc32, other.storage.size_bytes)
+    checksums = [(ref.storage.crc32, ref.storage.crc32c, ref.storage.size_bytes) for ref in (one, other)]
+    return checksums[0][:2] != (None, None) and checksums[0] == checksums[1]
 
 
 def _module_entries(module: Node, at: str) -> Iterator[tuple[str, Node]]:
