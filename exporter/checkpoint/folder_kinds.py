@@ -9,6 +9,7 @@ from exporter.checkpoint.deepspeed import LATEST, is_deepspeed, read_deepspeed
 from exporter.checkpoint.distributed import METADATA, read_distributed
 from exporter.checkpoint.folders import list_names
 from exporter.checkpoint.safetensors_shards import find_index, read_shards
+from exporter.checkpoint.tensorflow_names import STATE_FILE, read_latest
 from exporter.errors import CheckpointError
 from exporter.tensors.sources import open_regular
 
@@ -32,6 +33,8 @@ def open_folder(folder: Path) -> Checkpoint:
     if index is not None:
         with open_regular(index) as file:
             return read_shards(file, index)
+    if STATE_FILE in names:
+        return read_latest(folder)
     shown = ", ".join(sorted(names)[:_MAX_NAMES_SHOWN]) + (", ..." if len(names) > _MAX_NAMES_SHOWN else "")
     facts = {
         "file": folder,

@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from exporter.artifacts import Checkpoint
+from exporter.checkpoint.flax_msgpack import read_flax
 from exporter.checkpoint.folder_kinds import open_folder
 from exporter.checkpoint.hdf5_file import read_hdf5
 from exporter.checkpoint.plain_pickle import read_pickle
 from exporter.checkpoint.recognition import Container, recognise
 from exporter.checkpoint.safetensors_file import read_safetensors
 from exporter.checkpoint.safetensors_shards import read_shards
+from exporter.checkpoint.tensorflow_bundle import read_bundle
+from exporter.checkpoint.tensorflow_names import index_of_prefix
 from exporter.checkpoint.torch_legacy import read_torch_legacy
 from exporter.checkpoint.torch_tar import read_torch_tar
 from exporter.checkpoint.zip_kinds import read_zip
@@ -31,6 +34,8 @@ _READERS: dict[Container, Callable[[ByteSource, Location], Checkpoint]] = {
     Container.SHARDS: read_shards,
     Container.TORCH_TAR: read_torch_tar,
     Container.HDF5: read_hdf5,
+    Container.TENSORFLOW: read_bundle,
+    Container.FLAX: read_flax,
 }
 
 
@@ -47,6 +52,10 @@ def open_checkpoint(path: str | Location) -> Checkpoint:
     location = location_of(path)
     if isinstance(location, Path) and location.is_dir():
         return open_folder(location)
+    index = index_of_prefix(location)
+    if index is not None:
+        with open_regular(index) as file:
+            return read_bundle(file, file.path, named=location)
     with open_regular(location) as file:
         if file.size_bytes == 0:
             raise CheckpointError("E106", "the checkpoint is empty", facts={"file": location, "found": "0 bytes"})

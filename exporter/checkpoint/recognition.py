@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import re
 
+from exporter.checkpoint.flax_msgpack import is_flax
+from exporter.checkpoint.sorted_table import FOOTER_BYTES, TABLE_MAGIC
 from exporter.checkpoint.tar_directory import TAR_MAGIC
 from exporter.checkpoint.torch_legacy import LEGACY_START
 from exporter.checkpoint.torch_tar import is_torch_tar
@@ -38,6 +40,8 @@ class Container(enum.Enum):
     SHARDS = "safetensors in shards"
     TORCH_TAR = "torch tar"
     HDF5 = "HDF5"
+    TENSORFLOW = "TensorFlow"
+    FLAX = "Flax msgpack"
 
 
 def recognise(file: ByteSource, path: Location) -> Container:
@@ -48,21 +52,22 @@ def recognise(file: ByteSource, path: Location) -> Container:
     """
     size = file.size_bytes
     head = file.read(2048, 0)
-    if head.startswith(b"PK\x03\x04"):
-        return Container.TORCH_ZIP
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return Container.HDF5
-    if len(head) > 8 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= max(size, 1 << 27):
-        return Container.SAFETENSORS
-    if re.match(LEGACY_START, head, re.DOTALL):
-        return Container.TORCH_LEGACY
-    if head[:1] == b"\x80" and b"\x02" <= head[1:2] <= b"\x05":
-        return Container.PICKLE
-    if head.lstrip(b" \t\r\n")[:1] == b"{":
-        return Container.SHARDS
-    if is_torch_tar(head):
-        return Container.TORCH_TAR
-    looks_like, remedy = _describe(head, file.read(22, max(0, size - 22)))
+    end = file.read(22, max(0, size - 22))
+    tests = (
+        (head.startswith(b"PK\x03\x04"), Container.TORCH_ZIP),
+        (head.startswith(b"\x89HDF\r\n\x1a\n"), Container.HDF5),
+        (size >= FOOTER_BYTES and end.endswith(TABLE_MAGIC), Container.TENSORFLOW),
+        (head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= max(size, 1 << 27), Container.SAFETENSORS),
+        (re.match(LEGACY_START, head, re.DOTALL) is not None, Container.TORCH_LEGACY),
+        (head[:1] == b"\x80" and b"\x02" <= head[1:2] <= b"\x05", Container.PICKLE),
+        (head.lstrip(b" \t\r\n")[:1] == b"{", Container.SHARDS),
+        (is_torch_tar(head), Container.TORCH_TAR),
+        (is_flax(head), Container.FLAX),
+    )
+    found = next((container for is_it, container in tests if is_it), None)
+    if found is not None:
+        return found
+    looks_like, remedy = _describe(head, end)
     facts = {"file": path, "found": looks_like, "expected": "a file of torch.save, safetensors, or a pickle"}
     raise CheckpointError("E105", "the checkpoint is in a container that is not read", facts=facts, help=remedy)
 
