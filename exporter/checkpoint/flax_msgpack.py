@@ -139,13 +139,10 @@ def _joined(found: Mapping[str, Node], at: str, path: Location) -> TensorRef:
     for chunk in chunks:
         if not isinstance(chunk, TensorRef) or len(chunk.shape) != 1 or chunk.shards or dtype not in {"", chunk.dtype}:
             raise Malformed(f"a chunk that is no flat array like the others, at {at[:80]!r}")
-        dtype, position = chunk.dtype, 0
-        if done + chunk.num_elements > prod(shape):
-            break
-        for begin, sizes in _boxes(shape, done, done + chunk.num_elements):
-            shards.append(ShardRef(begin, TensorRef(dtype, sizes, row_major(sizes), position, chunk.storage)))
+        dtype, position, begin, done = chunk.dtype, 0, done, done + chunk.num_elements
+        for place, sizes in _boxes(shape, begin, done) if done <= prod(shape) else ():
+            shards.append(ShardRef(place, TensorRef(dtype, sizes, row_major(sizes), position, chunk.storage)))
             position += prod(sizes)
-        done += chunk.num_elements
     if not dtype or not shape or len(shape) > MAX_DIMENSIONS or done != prod(shape) or set(found) != {_CHUNKED, "shape", "chunks"}:
         raise Malformed(f"chunks that do not make up an array of shape {shape}, at {at[:80]!r}")
     storage = StorageRef(at, path, 0, prod(shape) * DTYPES[dtype].size_bytes)

@@ -9,12 +9,18 @@ from exporter.checkpoint.deepspeed import LATEST, is_deepspeed, read_deepspeed
 from exporter.checkpoint.distributed import METADATA, read_distributed
 from exporter.checkpoint.folders import list_names
 from exporter.checkpoint.safetensors_shards import find_index, read_shards
+from exporter.checkpoint.tensorflow_bundle import INDEX_SUFFIX
 from exporter.checkpoint.tensorflow_names import STATE_FILE, read_latest
 from exporter.errors import CheckpointError
 from exporter.tensors.sources import open_regular
 
 __all__ = ["open_folder"]
 
+_ORBAX = frozenset({"_CHECKPOINT_METADATA", "manifest.ocdbt"})
+_REMEDIES = {
+    f"__0{METADATA}": "saved without coordination: load it with torch.distributed.checkpoint and save it again",
+    "saved_model.pb": "a SavedModel: its weights are in the folder variables of it, which can be named",
+}
 _MAX_NAMES_SHOWN = 8
 
 
@@ -33,13 +39,17 @@ def open_folder(folder: Path) -> Checkpoint:
     if index is not None:
         with open_regular(index) as file:
             return read_shards(file, index)
-    if STATE_FILE in names:
-        return read_latest(folder)
+    if STATE_FILE in names or sum(name.endswith(INDEX_SUFFIX) for name in names) == 1:
+        return read_latest(folder, names)
+    if names & _ORBAX:
+        facts: dict[str, object] = {"file": folder, "found": ", ".join(sorted(names & _ORBAX))}
+        help_text = "restore it with orbax.checkpoint and write flax.serialization.to_bytes(tree) to a file: that is read"
+        raise CheckpointError("E145", "the folder is a checkpoint of Orbax, which is not read", facts=facts, help=help_text)
     shown = ", ".join(sorted(names)[:_MAX_NAMES_SHOWN]) + (", ..." if len(names) > _MAX_NAMES_SHOWN else "")
     facts = {
         "file": folder,
         "found": f"a folder with {shown}" if names else "an empty folder",
-        "expected": f"one file, or a folder of torch.distributed.checkpoint (with {METADATA}) or DeepSpeed (with {LATEST})",
+        "expected": f"one file, or a folder of torch.distributed.checkpoint (with {METADATA}) or DeepSpeed (with {LATEST}), ...",
     }
-    help_text = "saved without coordination: load it with torch.distributed.checkpoint and save it again" if f"__0{METADATA}" in names else ""
+    help_text = next((remedy for name, remedy in _REMEDIES.items() if name in names), "")
     raise CheckpointError("E102", "the checkpoint is not a regular file", facts=facts, help=help_text)

@@ -54,26 +54,27 @@ def read_bundle(file: ByteSource, path: Location, *, named: Location | None = No
             a tensor has an unknown dtype (E113).
     """
     index = _whole(file, path)
+    facts: dict[str, object] = {"file": path}
     try:
         entries, num_files = _entries(index, path)
         found = _Data(path, num_files)
         found.check(entries)
         root = _tree(entries, found, path)
     except Compressed as err:
-        facts = {"file": path, "found": err, "expected": "blocks as they are, as TensorFlow writes them"}
+        facts |= {"found": err, "expected": "blocks as they are, as TensorFlow writes them"}
         raise CheckpointError("E142", "the index of the TensorFlow checkpoint is compressed", facts=facts) from err
     except Malformed as err:
-        facts = {"file": path, "found": err, "expected": "the index of a TensorFlow checkpoint"}
+        facts |= {"found": err, "expected": "the index of a TensorFlow checkpoint"}
         raise CheckpointError("E140", "the index of the TensorFlow checkpoint is damaged", facts=facts) from err
     except _Unfit as err:
-        facts = {"file": path, "found": err, "expected": "data files that hold what the index says"}
+        facts |= {"found": err, "expected": "data files that hold what the index says"}
         help_text = "copy all files of the checkpoint again, under the names that TensorFlow gave them"
         raise CheckpointError("E141", "the index and the data files of the TensorFlow checkpoint do not fit", facts=facts, help=help_text) from err
+    metadata = {"data files": str(num_files)}
     size = len(index) + sum(found.sizes.values())
     contents = Digest(hashlib.sha256(b"exporter tensorflow contents 1\0" + index).hexdigest(), "contents")
     files = (path, *found.paths.values())
-    facts_of_it = {"data files": str(num_files)}
-    return Checkpoint(named or path, "TensorFlow", size, root, metadata=facts_of_it, files=files, contents=contents)
+    return Checkpoint(named or path, "TensorFlow", size, root, metadata=metadata, files=files, contents=contents)
 
 
 def _whole(file: ByteSource, path: Location) -> bytes:

@@ -30,21 +30,30 @@ def index_of_prefix(path: Location) -> Path | None:
     return index if not os.path.lexists(path) and index.exists() else None
 
 
-def read_latest(folder: Path) -> Checkpoint:
-    """Return the checkpoint that the state file of ``folder`` calls the newest.
+def read_latest(folder: Path, names: set[str]) -> Checkpoint:
+    """Return the checkpoint that the state file of ``folder`` calls the newest, or the only one where there is no state file.
 
     Of a path only the last step is used: a folder that was moved is read where it is, and nothing outside it.
+
+    Args:
+        folder: of the checkpoint.
+        names: of the files in it.
 
     Raises:
         CheckpointError: the state file names no checkpoint of this folder (E143), or what ``read_bundle`` raises.
     """
+    name = _latest(folder) if STATE_FILE in names else next(name for name in names if name.endswith(INDEX_SUFFIX))
+    index = folder / name
+    with open_regular(index) as file:
+        return read_bundle(file, index, named=folder)
+
+
+def _latest(folder: Path) -> str:
     with open_member(folder, STATE_FILE) as file:
         state = file.read(_MAX_STATE_BYTES, 0)
     match = _LATEST.search(state)
-    name = match[1].decode("utf-8", "replace").rpartition("/")[2] if match else ""
-    index = folder / f"{name}{INDEX_SUFFIX}"
-    if not is_plain_name(name) or not index.exists():
+    name = match[1].decode("utf-8", "replace").rpartition("/")[2] + INDEX_SUFFIX if match else ""
+    if not is_plain_name(name) or not (folder / name).exists():
         facts = {"file": folder / STATE_FILE, "found": name or state[:80], "expected": f"model_checkpoint_path, with a file NAME{INDEX_SUFFIX} here"}
         raise CheckpointError("E143", "the state file names no checkpoint of its folder", facts=facts, help="name the .index file itself")
-    with open_regular(index) as file:
-        return read_bundle(file, index, named=folder)
+    return name
