@@ -310,6 +310,8 @@ class LayoutReading:
     """The keys at the top of the file."""
     model: str = ""
     """A factory that the trainer wrote down (``timm:resnet50``), empty where there is none."""
+    model_arguments: Mapping[str, object] = field(default_factory=dict)
+    """Arguments of that factory, as the trainer wrote them or as the shapes of the weights say: numbers, text and lists of them."""
     remarks: tuple[str, ...] = ()
     needs_parameter_order: bool = False
     """Whether an average is a list without names, which only the model's own order can name."""

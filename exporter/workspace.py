@@ -113,7 +113,7 @@ class Workspace:
 
     @functools.cached_property
     def model(self) -> ModelConfig:
-        """The model with ``auto`` replaced by what the trainer wrote into the checkpoint.
+        """The model with ``auto`` replaced by what the trainer wrote into the checkpoint; arguments that are configured count before its own.
 
         Raises:
             ConfigError: no model is named (E708), or ``auto`` was asked for and the checkpoint does not say which model it
@@ -130,7 +130,8 @@ class Workspace:
                 facts={"file": self.checkpoint.path, "layout": self.reading.layout, "at": "model -> factory", "found": "auto"},
                 help=_NAME_A_MODEL,
             )
-        return self.config.model.replace(factory=self.reading.model)
+        arguments = {**self.reading.model_arguments, **self.config.model.arguments}
+        return self.config.model.replace(factory=self.reading.model, arguments=arguments)
 
     @property
     def largest_batch(self) -> int:

@@ -40,6 +40,7 @@ BENIGN_CALLS: frozenset[str] = frozenset(
         "fractions.Fraction",
         "uuid.UUID",
         "torchvision.transforms.functional.InterpolationMode",
+        *(f"ultralytics.{module}.IterableSimpleNamespace" for module in ("utils", "yolo.utils")),
     }
 )
 """Callables that trainers' files call; each makes a plain value and does nothing else."""

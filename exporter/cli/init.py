@@ -53,7 +53,7 @@ def _text(checkpoint: str, reading: LayoutReading) -> str:
         choice = f'choice = "ema"\nema = ""                  # the file has several averages, name one: {names}'
     decay = "" if not candidates or candidates[0].decay is not None else "# decay = 0.9999          # what training used; the file does not say\n"
     factory = (
-        f'factory = "auto"          # the checkpoint says {reading.model}'
+        f'factory = "auto"          # the checkpoint says {" ".join([reading.model, *(f"{k}={v!r}" for k, v in reading.model_arguments.items())])}'
         if reading.model
         else 'factory = ""              # "timm:resnet50", "package.module:callable" or "path/to/file.py:callable"; this code runs'
     )

@@ -58,8 +58,12 @@ def _header(checkpoint: Checkpoint, reading: LayoutReading, sha256: str | None) 
         f"{checkpoint.path}   {checkpoint.container} · {size_text(checkpoint.size_bytes)}" + (f" · sha256 {sha256}" if sha256 else ""),
         f"layout   {reading.layout}",
         *(f"         {remark}" for remark in reading.remarks),
-        f"model    {f'auto: {reading.model}' if reading.model else 'not written in the file'}",
+        f"model    {f'auto: {_model(reading)}' if reading.model else 'not written in the file'}",
     ]
+
+
+def _model(reading: LayoutReading) -> str:
+    return reading.model + "".join(f" {key}={value!r}" for key, value in reading.model_arguments.items())
 
 
 def _weights(reading: LayoutReading) -> list[str]:

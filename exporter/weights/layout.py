@@ -71,12 +71,14 @@ class Match:
     Attributes:
         refusal: why this layout is recognised and not baked; empty where it is.
         model: a factory that the trainer wrote down, empty where there is none.
+        arguments: of that factory, plain values only: what the trainer wrote down, or what the shapes of the weights say.
     """
 
     layout: str
     averages: tuple[Average, ...] = ()
     raw: WeightSet | None = None
     model: str = ""
+    arguments: Mapping[str, object] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     refusal: str = ""
 

@@ -56,6 +56,7 @@ def read_layout(checkpoint: Checkpoint, *, decay: float | None = None, parameter
         looked_at=looked_at(),
         found=top_keys(checkpoint),
         model=match.model,
+        model_arguments=match.arguments,
         remarks=match.remarks,
         needs_parameter_order=any(average.is_nameless for average in averages),
     )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from torch import nn
 from exporter.artifacts import Checkpoint
 from exporter.checkpoint import open_checkpoint
 from exporter.config import BakeConfig
-from exporter.errors import LayoutError
 from exporter.tensors import read_tensor
 from exporter.weights import bake, read_layout
 
@@ -109,82 +106,3 @@ def test_torchvision_references(tmp_path: Path, repository: Path) -> None:
     wanted |= {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}
     assert_baked(checkpoint, tmp_path / "out.safetensors", wanted, allow_cold=True)
     assert without("torchvision", path, repository) == []
-
-
-@pytest.fixture
-def yolo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> object:
-    """A tiny YOLO with its own ModelEMA after some thousand updates; nothing is downloaded."""
-    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setenv("YOLO_OFFLINE", "true")
-    pytest.importorskip("ultralytics", reason="ultralytics is not installed")
-    from ultralytics.nn.tasks import DetectionModel
-    from ultralytics.utils.torch_utils import ModelEMA
-
-    torch.manual_seed(0)
-    model = DetectionModel("yolov8n.yaml", nc=4, verbose=False)
-    ema = ModelEMA(model, updates=5000)
-    for _ in range(3):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.01 * torch.randn_like(parameter))
-        ema.update(model)
-    return ema
-
-
-def saved_by_trainer(ema: object, folder: Path) -> Path:
-    """Let ultralytics' own trainer write ``last.pt`` from the state that training leaves in it."""
-    import types
-
-    from ultralytics.engine.trainer import BaseTrainer
-
-    optimizer = torch.optim.SGD(ema.ema.parameters(), lr=0.1, momentum=0.9)
-    trainer = types.SimpleNamespace(
-        epoch=3,
-        best_fitness=0.5,
-        fitness=0.5,
-        ema=ema,
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler("cpu"),
-        args=types.SimpleNamespace(model="yolov8n.yaml"),
-        metrics={},
-        save_period=-1,
-        wdir=folder,
-        last=folder / "last.pt",
-        best=folder / "best.pt",
-        csv=folder / "results.csv",
-        read_results_csv=dict,
-        model=ema.ema,
-        stopper=types.SimpleNamespace(best_fitness=0.5, best_epoch=3),
-    )
-    BaseTrainer.save_model(trainer)
-    return trainer.last
-
-
-def test_ultralytics_trainer(yolo: object, tmp_path: Path, repository: Path) -> None:
-    """The trainer's file: names and half-precision values of its EMA, read without ultralytics or torch."""
-    path = saved_by_trainer(yolo, tmp_path)
-    checkpoint = open_checkpoint(path)
-    assert not checkpoint.calls
-    reading = read_layout(checkpoint)
-    (candidate,) = reading.candidates
-    assert (reading.layout, reading.model, candidate.updates, candidate.state) == ("ultralytics", "ultralytics:yolov8n.yaml", 5003, "settled")
-    assert "nc=4" in reading.remarks
-    assert_baked(checkpoint, tmp_path / "out.safetensors", copy.deepcopy(yolo.ema).half().state_dict())
-    assert without("ultralytics", path, repository) == []
-
-
-def test_ultralytics_stripped(yolo: object, tmp_path: Path) -> None:
-    """After strip_optimizer the average is `model`: said to be undecidable, and raw gives it."""
-    from ultralytics.utils.torch_utils import strip_optimizer
-
-    path = saved_by_trainer(yolo, tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        strip_optimizer(path)
-    checkpoint = open_checkpoint(path)
-    reading = read_layout(checkpoint)
-    assert (reading.layout, reading.candidates) == ("ultralytics", ())
-    assert "already" in reading.raw_remark
-    with pytest.raises(LayoutError, match="has none"):
-        bake(checkpoint, BakeConfig(), tmp_path / "out.safetensors")
-    assert_baked(checkpoint, tmp_path / "out.safetensors", copy.deepcopy(yolo.ema).half().state_dict(), choice="raw")

@@ -217,7 +217,8 @@ def test_ultralytics(model: nn.Module, read: Read, baked: Callable[..., object])
     detector = FakeDetector(model).half()
     content = {"epoch": 3, "model": None, "ema": detector, "updates": 12_400, "optimizer": None}
     reading = read(content)
-    assert (reading.layout, reading.model, reading.raw_at, reading.remarks) == ("ultralytics", "ultralytics:yolov8n.yaml", None, ("nc=4",))
+    assert (reading.layout, reading.model, reading.raw_at, reading.remarks) == ("ultralytics", "ultralytics:yolov8n.yaml", None, ())
+    assert reading.model_arguments == {"nc": 4}
     (candidate,) = reading.candidates
     assert (candidate.name, candidate.updates, candidate.state, candidate.dtypes) == ("ema", 12_400, "settled", ("float16", "int64"))
     _, arrays = baked(content)

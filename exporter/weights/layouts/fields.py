@@ -10,7 +10,11 @@ from exporter.artifacts import Node, ObjectRef, TensorRef
 from exporter.tensors import TensorReader, read_integer
 from exporter.weights.blend import Blend
 
-__all__ = ["argument", "count", "number", "text"]
+__all__ = ["argument", "count", "number", "plain", "size", "text"]
+
+MAX_SIZE = 1 << 20
+"""No model has more classes or channels."""
+_MAX_ITEMS = 16
 
 _FLOATS = {"float64": "<d", "float32": "<f", "float16": "<e"}
 
@@ -26,6 +30,11 @@ def count(node: Node | Blend) -> int | None:
     """Return a number of updates, written as an integer or an integer tensor; None for anything else or below 0."""
     value = read_integer(node) if isinstance(node, TensorRef) else node
     return value if type(value) is int and 0 <= value < 1 << 63 else None
+
+
+def size(node: Node) -> int | None:
+    """Return a number of classes or channels; None for anything else, and for more than a model has."""
+    return node if type(node) is int and 0 < node <= MAX_SIZE else None
 
 
 def number(node: Node | Blend, *, above: float = 0.0, below: float = math.inf) -> float | None:
@@ -49,3 +58,17 @@ def _single_float(ref: TensorRef) -> float | None:
 def text(node: Node) -> str:
     """Return short printable text, empty for anything else."""
     return node if isinstance(node, str) and len(node) <= 200 and node.isprintable() else ""
+
+
+def plain(node: Node) -> object:
+    """Return a number, a truth value, short text, or a short list of them; None for anything else."""
+    if isinstance(node, (list, tuple)):
+        values = [_scalar(item) for item in node[:_MAX_ITEMS]]
+        return values if len(node) == len(values) and None not in values else None
+    return _scalar(node)
+
+
+def _scalar(node: Node) -> object:
+    if isinstance(node, (bool, str)):
+        return node if isinstance(node, bool) else text(node) or None
+    return node if isinstance(node, (int, float)) and abs(node) <= MAX_SIZE else None

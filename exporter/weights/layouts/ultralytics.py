@@ -12,7 +12,7 @@ from dataclasses import replace
 from exporter.artifacts import Checkpoint, ObjectRef
 from exporter.weights.health import Schedule
 from exporter.weights.layout import Average, Layout, Match
-from exporter.weights.layouts.fields import count, text
+from exporter.weights.layouts.fields import count, plain, size, text
 from exporter.weights.state_dicts import as_weights, child, is_module, own_names
 
 __all__ = ["LAYOUT"]
@@ -31,26 +31,35 @@ def read(checkpoint: Checkpoint) -> Match | None:
         return None
     if child(root, UPDATES) is None and not str(module.callee).startswith(_PACKAGES):
         return None
-    factory, remarks = _factory(module)
+    factory, arguments = _factory(module)
     raw = as_weights(model, RAW)
     raw = own_names(raw) if raw is not None else None
     average = as_weights(ema, EMA)
     if average is None:
         if raw is not None:
             raw = replace(raw, remark="stripped at the end of training: `model` normally is the average already, the file cannot tell")
-        return Match("ultralytics", (), raw, model=factory, remarks=remarks)
+        return Match("ultralytics", (), raw, model=factory, arguments=arguments)
     averages = (Average(EMA, own_names(average, like=raw), Schedule("ramp", DECAY, TAU), count(child(root, UPDATES)), "averaged"),)
-    return Match("ultralytics", averages, raw, model=factory, remarks=remarks)
+    return Match("ultralytics", averages, raw, model=factory, arguments=arguments)
 
 
-def _factory(module: ObjectRef) -> tuple[str, tuple[str, ...]]:
-    """Return the factory and remarks that the module's own ``yaml`` gives."""
+def _factory(module: ObjectRef) -> tuple[str, dict[str, object]]:
+    """Return the factory and its arguments, as the module's own ``yaml`` gives them.
+
+    The library's file of that name is built, not the layers that stand in the checkpoint: the library evaluates some of their
+    text, and a checkpoint brings no code with it.
+    """
     state = module.state[0] if isinstance(module.state, tuple) and module.state else module.state
     description = child(state, "yaml")
     name = text(child(description, "yaml_file")).replace("\\", "/").rpartition("/")[2]
-    classes = child(description, "nc")
-    remarks = (f"nc={classes}",) if isinstance(classes, int) else ()
-    return (f"ultralytics:{name}" if name and str(module.callee).startswith("ultralytics.") else ""), remarks
+    if not name or not str(module.callee).startswith("ultralytics."):
+        return "", {}
+    found = {
+        "nc": size(child(description, "nc")),
+        "ch": size(child(description, "channels")) or size(child(description, "ch")),
+        "data_kpt_shape": plain(child(description, "kpt_shape")) if str(module.callee).endswith(".PoseModel") else None,
+    }
+    return f"ultralytics:{name}", {key: value for key, value in found.items() if value is not None}
 
 
 LAYOUT = Layout("ultralytics", (EMA, UPDATES), read)
