@@ -16,12 +16,14 @@ with atheris.instrument_imports(include=["exporter"]):
     import exporter.weights.baking
     import exporter.weights.streaming  # noqa: F401 - instrumented, as all of the package
 
+from exporter.records import _signature
 from tests.fuzz.listing import fork_listings
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.targets import TARGETS, check
 
 TARGET = next(target for target in TARGETS if target.name == sys.argv[1])
 WORK = Path(sys.argv[2])
+MUTATOR = Mutator(lambda raw, _: bytes(atheris.Mutate(bytes(raw), len(raw) + 64)))
 
 
 def test_one_input(data: bytes) -> None:
@@ -31,8 +33,7 @@ def test_one_input(data: bytes) -> None:
 
 def mutate(data: bytes, max_size: int, seed: int) -> bytes:
     """Return another input; Atheris' own mutation takes the bytes that are nothing known."""
-    rng = random.Random(seed)
-    return Mutator(lambda raw, _: bytes(atheris.Mutate(bytes(raw), len(raw) + 64)))(data, rng)[:max_size]
+    return MUTATOR(data, random.Random(seed))[:max_size]
 
 
 def main() -> None:
@@ -40,6 +41,7 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     os.environ["EXPORTER_STATE_DIR"] = str(WORK.parent / "state")
     os.chdir(WORK.parent)
+    _signature({})  # makes the secret, once
     if TARGET.name == "HDF5":
         fork_listings()
     for seed in sorted(Path(sys.argv[-1]).iterdir()):  # lazy imports happen now, and not where files are watched

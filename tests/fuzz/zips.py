@@ -56,7 +56,7 @@ def split(data: bytes) -> list[Part]:
             for info in archive.infolist():
                 begin = info.header_offset + 30 + sum(struct.unpack_from("<HH", data, info.header_offset + 26))
                 parts.append(Part(info.filename, data[begin : begin + info.compress_size], info.compress_type))
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, IndexError):
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, struct.error, IndexError):
         return []
     return parts
 
