@@ -15,8 +15,8 @@ from exporter.checkpoint.pickle_meanings import MalformedPickle, TypedStorage, t
 from exporter.checkpoint.torch_zip import content_of, read_labels
 from exporter.checkpoint.zip_directory import Member, Window
 from exporter.errors import CheckpointError
-from exporter.tensors.bounded_json import MalformedJson, parse_json
 from exporter.locations import Location
+from exporter.tensors.bounded_json import MalformedJson, parse_json
 
 __all__ = ["read_exported_program"]
 

@@ -19,9 +19,9 @@ from exporter.artifacts import Checkpoint, Node, StorageRef, TensorRef
 from exporter.checkpoint.zip_directory import Member, Window
 from exporter.errors import CheckpointError, MissingLibrary
 from exporter.locations import Location
+from exporter.tensors.bounded_json import MalformedJson, parse_json
 from exporter.tensors.checksums import crc32
 from exporter.tensors.sources import ByteSource
-from exporter.tensors.bounded_json import MalformedJson, parse_json
 from exporter.tensors.views import MAX_DIMENSIONS
 
 __all__ = ["KERAS_WEIGHTS", "read_hdf5", "read_keras_zip"]

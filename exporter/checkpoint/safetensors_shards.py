@@ -17,8 +17,8 @@ from exporter.artifacts import Checkpoint, Node, TensorRef, brief
 from exporter.checkpoint.safetensors_file import read_safetensors
 from exporter.errors import CheckpointError
 from exporter.locations import Location, RemotePath
-from exporter.tensors.sources import ByteSource, open_regular
 from exporter.tensors.bounded_json import MalformedJson, parse_json
+from exporter.tensors.sources import ByteSource, open_regular
 from exporter.tensors.views import size_bytes
 
 __all__ = ["INDEX_SUFFIX", "find_index", "read_shards"]
@@ -60,8 +60,6 @@ def read_shards(file: ByteSource, path: Location) -> Checkpoint:
         by_shard: dict[str, list[str]] = {}
         for tensor, name in weight_map.items():
             by_shard.setdefault(name, []).append(tensor)
-        if len(by_shard) > _MAX_SHARDS:
-            raise _Refused(f"{len(by_shard)} shards; no checkpoint is cut into so many")
         shards = {name: _shard_at(path, name) for name in by_shard}
         tensors: dict[str, TensorRef] = {}
         size = file.size_bytes
@@ -98,6 +96,8 @@ def _parse(file: ByteSource, path: Location) -> tuple[dict[str, str], dict[str, 
         raise _Refused("a weight_map that is no table of tensors and files")
     if not isinstance(metadata, dict):
         raise _Refused("metadata that is no table")
+    if len(set(weight_map.values())) > _MAX_SHARDS:
+        raise _Refused(f"more than {_MAX_SHARDS} shards")
     return weight_map, metadata
 
 

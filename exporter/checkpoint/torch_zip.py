@@ -60,9 +60,7 @@ class TorchArchive:
     contents: Digest
 
 
-def read_window(
-    window: Window, path: Location, members: Mapping[str, Member] | None = None, *, budget: Budget | None = None
-) -> TorchArchive:
+def read_window(window: Window, path: Location, members: Mapping[str, Member] | None = None, *, budget: Budget | None = None) -> TorchArchive:
     """Return what the torch zip archive in ``window``, a file or a part of one, holds.
 
     Raises:

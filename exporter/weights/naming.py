@@ -23,6 +23,8 @@ def near_misses(name: str, names: Iterable[str]) -> list[str]:
     """Return the name of ``names`` that is most like ``name``, or none; of very many and very long ones some are compared."""
     known = [other[:_MAX_COMPARED_LENGTH] for other in itertools.islice(names, _MAX_COMPARED)]
     return difflib.get_close_matches(name[:_MAX_COMPARED_LENGTH], known, n=1)
+
+
 _MAX_STATES = 10_000
 """Ways to be followed at once when groups are fitted into the order of a model; a file with more leaves the order open."""
 

@@ -104,7 +104,9 @@ class Mutator:
         elif action < 0.8:
             parts.insert(rng.randrange(len(parts) + 1), Part(part.name, part.content, part.method))
         elif action < 0.85:
-            part.name = rng.choice((rng.choice(parts).name, part.name + "/..", rng.choice(TEXTS)[:60], f"{part.name.partition('/')[0]}/constants.pkl"))
+            part.name = rng.choice(
+                (rng.choice(parts).name, part.name + "/..", rng.choice(TEXTS)[:60], f"{part.name.partition('/')[0]}/constants.pkl")
+            )
         elif action < 0.9 and len(parts) > 1:
             del parts[chosen]
         elif action < 0.95:

@@ -87,7 +87,12 @@ def main() -> int:
     rows = []
     for target in chosen:
         rows.append(fuzz(target.name, target.seeds, seeds, work, int(60 * arguments.minutes / len(chosen))))
-        print("{target:14} status {status}  {seconds:5} s  {executions:9} runs  {edges:6} edges  {inputs_kept:5} kept  {peak_rss_mb} MB".format(**rows[-1]), flush=True)
+        print(
+            "{target:14} status {status}  {seconds:5} s  {executions:9} runs  {edges:6} edges  {inputs_kept:5} kept  {peak_rss_mb} MB".format(
+                **rows[-1]
+            ),
+            flush=True,
+        )
     (work / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
     return int(any(row["status"] for row in rows))
 

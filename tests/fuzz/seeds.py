@@ -54,7 +54,12 @@ def contents() -> dict[str, object]:
     optimizer = {"state": {0: {"exp_avg": torch.ones(2), "step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     wrapped = {f"module.{name}": tensor for name, tensor in other.items()}
     mangled = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in other.items() if "running" not in name}
-    lit = {**{f"model.{name}": t for name, t in model.items()}, **mangled, "model_ema.decay": torch.tensor(0.9), "model_ema.num_updates": torch.tensor(3)}
+    lit = {
+        **{f"model.{name}": t for name, t in model.items()},
+        **mangled,
+        "model_ema.decay": torch.tensor(0.9),
+        "model_ema.num_updates": torch.tensor(3),
+    }
     flat = {f"{prefix}.{name}": t for prefix in ("ema_model", "online_model") for name, t in model.items()}
     schedule = {"inv_gamma": 1.0, "power": 0.66, "min_value": 0.0, "max_value": 0.99, "start_at": 0, "last_epoch": 400}
     return {
@@ -112,7 +117,10 @@ def safetensors() -> Seeds:
 
     state = {name: tensor.contiguous() for name, tensor in network().state_dict().items()}
     yield "safetensors-plain", save(state, {"format": "pt"})
-    yield "safetensors-dtypes", save({str(d): torch.ones(2, dtype=d) for d in (torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.uint8, torch.float64)})
+    yield (
+        "safetensors-dtypes",
+        save({str(d): torch.ones(2, dtype=d) for d in (torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.uint8, torch.float64)}),
+    )
     first, second = ({name: state[name] for name in part} for part in (list(state)[:2], list(state)[2:]))
     names = {**dict.fromkeys(first, "a.safetensors"), **dict.fromkeys(second, "b.safetensors")}
     import json
@@ -127,7 +135,12 @@ def folders() -> Seeds:
     with tempfile.TemporaryDirectory() as there:
         folder = Path(there)
         state = network().state_dict()
-        content = {"model": state, "ema": {f"module.{name}": t for name, t in state.items()}, "step": 3, "optim": {"state": {"w": {"exp_avg": torch.ones(2)}}}}
+        content = {
+            "model": state,
+            "ema": {f"module.{name}": t for name, t in state.items()},
+            "step": 3,
+            "optim": {"state": {"w": {"exp_avg": torch.ones(2)}}},
+        }
         distributed.save(content, folder / "a")
         boxes = [((0, 0), (2, 3)), ((2, 0), (1, 3)), ((0, 3), (3, 1))]
         distributed.save_shards("w", torch.arange(12.0).reshape(3, 4), boxes, folder / "b")
@@ -160,7 +173,9 @@ def keras() -> Seeds:
         yield "hdf5-plain", path.read_bytes()
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
-            archive.writestr("config.json", '{"class_name": "Sequential", "config": {"layers": [{"class_name": "Dense", "config": {"name": "first"}}]}}')
+            archive.writestr(
+                "config.json", '{"class_name": "Sequential", "config": {"layers": [{"class_name": "Dense", "config": {"name": "first"}}]}}'
+            )
             archive.writestr("model.weights.h5", path.read_bytes())
         yield "hdf5-keras", buffer.getvalue()
         if importlib.util.find_spec("keras") is None:
@@ -183,7 +198,12 @@ def ultralytics() -> Seeds:
     os.environ.setdefault("YOLO_OFFLINE", "true")
     from ultralytics.nn.tasks import DetectionModel
 
-    small = {"nc": 2, "backbone": [[-1, 1, "Conv", [4, 3, 2]], [-1, 1, "C2f", [4, True]]], "head": [[[1], 1, "Detect", ["nc"]]], "scales": {"n": [1, 1, 8]}}
+    small = {
+        "nc": 2,
+        "backbone": [[-1, 1, "Conv", [4, 3, 2]], [-1, 1, "C2f", [4, True]]],
+        "head": [[[1], 1, "Detect", ["nc"]]],
+        "scales": {"n": [1, 1, 8]},
+    }
     model = DetectionModel({**small, "yaml_file": "yolov8n.yaml"}, verbose=False).half()
     buffer = io.BytesIO()
     torch.save({"epoch": 1, "model": None, "ema": model, "updates": 500, "optimizer": None}, buffer)
@@ -200,9 +220,9 @@ def timm() -> Seeds:
     with tempfile.TemporaryDirectory() as there:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         arguments = argparse.Namespace(model="resnet10t", model_ema_decay=0.9)
-        CheckpointSaver(
-            model, optimizer, args=arguments, model_ema=ModelEmaV3(model), checkpoint_dir=there, recovery_dir=there
-        ).save_checkpoint(0, metric=1.0)
+        CheckpointSaver(model, optimizer, args=arguments, model_ema=ModelEmaV3(model), checkpoint_dir=there, recovery_dir=there).save_checkpoint(
+            0, metric=1.0
+        )
         yield "zip-timm-saver", (Path(there) / "last.pth.tar").read_bytes()
 
 

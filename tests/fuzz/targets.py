@@ -175,7 +175,19 @@ def _children_s() -> float:
 
 # ---- what the program may do while it looks at a file
 
-_FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pickle.find_class", "socket.", "ctypes.", "pty.", "os.putenv", "shutil.")
+_FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "pickle.find_class",
+    "socket.",
+    "ctypes.",
+    "pty.",
+    "os.putenv",
+    "shutil.",
+)
 _PATHS = {"os.remove": 0, "os.rename": 1, "os.mkdir": 0, "os.symlink": 1, "os.link": 1, "os.truncate": 0, "os.rmdir": 0, "os.chmod": 0}
 OWN_FOLDERS: list[str] = []
 """Where the fuzzer itself writes."""

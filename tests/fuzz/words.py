@@ -11,20 +11,105 @@ from exporter.weights.layouts import LAYOUTS
 
 __all__ = ["GLOBALS", "NUMBERS", "TEXTS", "dictionary"]
 
-_HOSTILE = ("posix.system", "builtins.eval", "builtins.getattr", "builtins.open", "os.system", "subprocess.Popen", "copyreg.__newobj__", "sys.modules")
+_HOSTILE = (
+    "posix.system",
+    "builtins.eval",
+    "builtins.getattr",
+    "builtins.open",
+    "os.system",
+    "subprocess.Popen",
+    "copyreg.__newobj__",
+    "sys.modules",
+)
 _LOADERS = ("torch.storage._load_from_bytes", "pickle.loads", "torch.jit._pickle.build_intlist", "torch.float32", "torch.nn.modules.linear.Linear")
-GLOBALS = [
-    "\n".join(name.rpartition(".")[::2]) for name in sorted({*BENIGN_CALLS, *MEANINGS, *STORAGE_DTYPES, *_HOSTILE, *_LOADERS})
-]
+GLOBALS = ["\n".join(name.rpartition(".")[::2]) for name in sorted({*BENIGN_CALLS, *MEANINGS, *STORAGE_DTYPES, *_HOSTILE, *_LOADERS})]
 """``module newline name``, as GLOBAL writes them."""
 
-NUMBERS = [-1, 0, 1, 2, 3, 7, 8, 63, 64, 65, 127, 128, 255, 256, 4096, 65535, 1 << 31, -(1 << 31), (1 << 32) - 1, 1 << 40, (1 << 63) - 1, 1 << 63, 1 << 64]
+NUMBERS = [
+    -1,
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    63,
+    64,
+    65,
+    127,
+    128,
+    255,
+    256,
+    4096,
+    65535,
+    1 << 31,
+    -(1 << 31),
+    (1 << 32) - 1,
+    1 << 40,
+    (1 << 63) - 1,
+    1 << 63,
+    1 << 64,
+]
 
 _LABELS = sorted({part for layout in LAYOUTS for key in layout.looked_at for part in (key, *key.split("."), *key.split("/"))})
-_KEYS = ("model", "state_dict", "optimizer", "param_groups", "state", "decay", "num_updates", "updates", "step", "n_averaged", "module", "meta", "args")
-_MODULES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "yaml", "storage", "cpu", "little_endian", "weight_map", "total_size")
-_NAMES = ("__metadata__", "dtype", "shape", "data_offsets", "F32", "BF16", "I64", "C64", "latest", ".metadata", "__0_0.distcp", "weights", "layers", "vars")
-_MISLEADING = ("", ".", "..", "../x", "/etc/passwd", "a\\b", "a\x1b[2J", "a\nb", "\u202etxt.exe", "\ud800", "module.", "module.module.w", "_orig_mod.w")
+_KEYS = (
+    "model",
+    "state_dict",
+    "optimizer",
+    "param_groups",
+    "state",
+    "decay",
+    "num_updates",
+    "updates",
+    "step",
+    "n_averaged",
+    "module",
+    "meta",
+    "args",
+)
+_MODULES = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "yaml",
+    "storage",
+    "cpu",
+    "little_endian",
+    "weight_map",
+    "total_size",
+)
+_NAMES = (
+    "__metadata__",
+    "dtype",
+    "shape",
+    "data_offsets",
+    "F32",
+    "BF16",
+    "I64",
+    "C64",
+    "latest",
+    ".metadata",
+    "__0_0.distcp",
+    "weights",
+    "layers",
+    "vars",
+)
+_MISLEADING = (
+    "",
+    ".",
+    "..",
+    "../x",
+    "/etc/passwd",
+    "a\\b",
+    "a\x1b[2J",
+    "a\nb",
+    "\u202etxt.exe",
+    "\ud800",
+    "module.",
+    "module.module.w",
+    "_orig_mod.w",
+)
 TEXTS = [*_LABELS, *_KEYS, *_MODULES, *_NAMES, *_MISLEADING, "x" * 300, "module." * 40, "conv.weight", "bn.running_mean", "bn.num_batches_tracked"]
 
 
