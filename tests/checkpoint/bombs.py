@@ -113,9 +113,7 @@ def complex_key_collisions(count: int) -> bytes:
 BIG_KEY = "k" * 1_000_000
 PICKLES: dict[str, Callable[[], bytes]] = {
     "lists, one for every byte": lambda: PROTO2 + b"(" + b"]" * 20_000_000 + b"t.",
-    "sets, one for every byte": lambda: b"\x80\x04(" + b"\x8f" * 12_000_000 + b"t.",
     "marks without end": lambda: PROTO2 + b"(" * 30_000_000 + b".",
-    "a memo of every integer": lambda: PROTO2 + b"N" + b"".join(put(i) for i in range(4_000_000)) + b".",
     "a number of many digits": lambda: PROTO2 + b"L" + b"9" * 5_000_000 + b"L\n.",
     "a number of many bytes": lambda: PROTO2 + b"\x8b" + struct.pack("<i", 20_000_000) + b"\x7f" * 20_000_000 + b".",
     "a key of shared tuples": lambda: PROTO2 + b"}" + tuples(6, 2000) + b"Ns.",
@@ -124,7 +122,6 @@ PICKLES: dict[str, Callable[[], bytes]] = {
     "keys with one hash: complex numbers": lambda: complex_key_collisions(60_000),
     "a long key above many leaves": lambda: PROTO2 + b"}" + text(BIG_KEY) + b"(" + b"N" * 300_000 + b"ls.",
     "a long key above calls": lambda: PROTO2 + b"}" + text(BIG_KEY) + b"(" + b"N" * 300_000 + b"cposix\nsystem\n)Rls.",
-    "one long text in many places": lambda: PROTO2 + text(BIG_KEY) + put(0) + b"0(" + get(0) * 300_000 + b"t.",
     "one long list in many places": lambda: PROTO2 + b"(" + b"N" * 30_000 + b"l" + put(0) + b"0}" + entries(30_000, get(0)) + b"u.",
     "a state dict under many keys": lambda: shared(30_000, 30_000),
     "optimizers with one state": lambda: optimizers(20_000, 20_000),
