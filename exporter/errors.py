@@ -40,9 +40,6 @@ __all__ = [
 ]
 
 
-_MAX_PROBLEM, _MAX_FACT = 600, 4000
-
-
 class ExporterError(Exception):
     """Base of every error of this package.
 
@@ -56,11 +53,11 @@ class ExporterError(Exception):
     exit_status: ClassVar[int] = 70
 
     def __init__(self, code: str, problem: str, *, facts: Mapping[str, object] | None = None, help: str = "") -> None:  # noqa: A002 - the word on screen
-        super().__init__(code, _cut(problem, _MAX_PROBLEM))
+        super().__init__(code, problem)
         self.code = code
-        self.problem = _cut(problem, _MAX_PROBLEM)
-        self.facts: dict[str, str] = {label: _cut(str(text), _MAX_FACT) for label, text in (facts or {}).items()}
-        self.help = _cut(help, _MAX_FACT)
+        self.problem = problem
+        self.facts: dict[str, str] = {label: str(text) for label, text in (facts or {}).items()}
+        self.help = help
 
     def __str__(self) -> str:
         """Return the message as it is shown on a terminal, without colour."""
@@ -153,11 +150,6 @@ class InternalError(ExporterError):
     """A broken invariant of ours; please report it."""
 
     exit_status = 70
-
-
-def _cut(text: str, most: int) -> str:
-    """Cut text that holds names of a length which somebody else chose."""
-    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def printable(text: str, *, keep_newlines: bool = False) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from exporter.artifacts import TensorSpec
 
@@ -28,16 +28,18 @@ _ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
 _REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 
 
-def state_dict_pickle(specs: Iterable[TensorSpec], *, under: str = "") -> bytes:
+def state_dict_pickle(specs: Iterable[TensorSpec], *, under: str = "", beside: Mapping[str, str] | None = None) -> bytes:
     """Return the pickle of an OrderedDict of tensors; tensor number i is all of storage ``i``, row-major.
 
     Args:
         specs: with fixed shapes, in the order of the dict.
-        under: the key of a dict that holds the OrderedDict alone; empty for the OrderedDict itself.
+        under: the key of a dict that holds the OrderedDict; empty for the OrderedDict itself.
+        beside: key -> text beside it in that dict.
     """
     entries = b"".join(_text(spec.name) + _tensor(spec, str(number)) for number, spec in enumerate(specs))
     content = _ORDERED_DICT + b"(" + entries + b"u"
-    return b"\x80\x02" + (b"}" + _text(under) + content + b"s" if under else content) + b"."
+    others = b"".join(_text(key) + _text(value) + b"s" for key, value in (beside or {}).items())
+    return b"\x80\x02" + (b"}" + others + _text(under) + content + b"s" if under else content) + b"."
 
 
 def _tensor(spec: TensorSpec, key: str) -> bytes:

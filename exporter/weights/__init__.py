@@ -12,5 +12,17 @@ from exporter.weights.reading import read_layout
 from exporter.weights.replacing import replace_statistics
 from exporter.weights.storing import load_weights, weights_key
 from exporter.weights.torch_output import TORCH_SUFFIXES, save_torch
+from exporter.weights.trainer_form import TrainerForm, trainer_form
 
-__all__ = ["TORCH_SUFFIXES", "bake", "identify", "load_weights", "read_layout", "replace_statistics", "save_torch", "weights_key"]
+__all__ = [
+    "TORCH_SUFFIXES",
+    "TrainerForm",
+    "bake",
+    "identify",
+    "load_weights",
+    "read_layout",
+    "replace_statistics",
+    "save_torch",
+    "trainer_form",
+    "weights_key",
+]

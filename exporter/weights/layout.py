@@ -91,8 +91,12 @@ class Layout:
         name: as shown and recorded.
         looked_at: the keys that it looks for, for the message where nothing was found.
         read: returns a match, or None where the checkpoint is laid out otherwise.
+        under: the key under which the trainer's own loader reads a state dict; empty where it reads the state dict itself.
+        beside: keys of short text that this loader asks for beside it; they are copied from the checkpoint.
     """
 
     name: str
     looked_at: tuple[str, ...]
     read: Callable[[Checkpoint], Match | None]
+    under: str = ""
+    beside: tuple[str, ...] = ()

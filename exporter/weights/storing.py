@@ -69,14 +69,10 @@ def load_weights(path: Path, *, key: str | None = None) -> Weights | None:
     (any key where it is None).
     """
     content = read_record(path, key=key, measure=digest_of_contents)
-    if content is None or set(content) != {"tensors", "summary", "provenance"}:
+    if content is None or set(content) != {"tensors", "summary", "provenance"} or content["provenance"].get("stage") != _STAGE:
         return None
-    try:
-        provenance, summary = Provenance(**content["provenance"]), _summary(content["summary"])
-        tensors = tuple(TensorSpec(item["name"], tuple(item["shape"]), item["dtype"]) for item in content["tensors"])
-    except (KeyError, TypeError, ValueError, AttributeError):  # ours, and with other fields: another release wrote it
-        return None
-    return Weights(path, recorded_digest(path), tensors, summary, provenance) if provenance.stage == _STAGE else None
+    tensors = tuple(TensorSpec(item["name"], tuple(item["shape"]), item["dtype"]) for item in content["tensors"])
+    return Weights(path, recorded_digest(path), tensors, _summary(content["summary"]), Provenance(**content["provenance"]))
 
 
 def _summary(content: Mapping[str, Any]) -> BakeSummary:

@@ -16,6 +16,7 @@ from exporter.tensors.reading import CHUNK_BYTES
 from exporter.tensors.safetensors_header import read_header
 from exporter.tensors.sources import ByteSource, open_regular
 from exporter.tensors.torch_pickle import STORAGE_CLASSES, state_dict_pickle
+from exporter.weights.trainer_form import TrainerForm
 
 __all__ = ["TORCH_SUFFIXES", "save_torch"]
 
@@ -26,9 +27,10 @@ _ALIGNMENT = 64
 _LOCAL_HEADER_BYTES, _ZIP64_BYTES = 30, 20
 _ZIP64_FROM = 1 << 31
 _PADDING = 0x4246
+_BARE = TrainerForm()
 
 
-def save_torch(weights: Weights, output: Path, *, under: str = "", keep: tuple[Location, ...] = ()) -> None:
+def save_torch(weights: Weights, output: Path, *, form: TrainerForm = _BARE, keep: tuple[Location, ...] = ()) -> None:
     """Write baked weights as a torch file, whole or not at all; the same weights give the same bytes.
 
     Every tensor has a storage of its own, so loading it never shares memory between two of them. Provenance is a member of the
@@ -37,7 +39,7 @@ def save_torch(weights: Weights, output: Path, *, under: str = "", keep: tuple[L
     Args:
         weights: as baked.
         output: the file to write.
-        under: key under which the state dict stands, as in ``{"state_dict": ...}``; empty: the file is the state dict.
+        form: under which key the state dict stands, as in ``{"state_dict": ...}``, a prefix for its names, and what stands beside it.
         keep: files that must not be overwritten.
 
     Raises:
@@ -56,7 +58,8 @@ def save_torch(weights: Weights, output: Path, *, under: str = "", keep: tuple[L
         specs = [TensorSpec(entry.name, entry.shape, entry.dtype.name) for entry in table.entries]
         if sorted(specs, key=lambda spec: spec.name) != sorted(weights.tensors, key=lambda spec: spec.name):
             raise ArtifactError("E723", "an artefact differs from its record", facts={"file": weights.path})
-        _add(archive, target, "data.pkl", state_dict_pickle(specs, under=under))
+        named = [TensorSpec(form.prefix + spec.name, spec.shape, spec.dtype) for spec in specs]
+        _add(archive, target, "data.pkl", state_dict_pickle(named, under=form.under, beside=form.beside))
         _add(archive, target, "byteorder", b"little")
         for number, entry in enumerate(table.entries):
             _add_range(archive, target, f"data/{number}", source, entry.begin, entry.end)

@@ -11,7 +11,7 @@ from tests.report import browser, builders
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 WIDE, NARROW = 1200, 400
-NUM_PICTURES = {"failing": 10, "hostile": 5, "recalibrated": 0}
+NUM_PICTURES = {"failing": 10, "hostile": 5, "recalibrated": 8}
 """Drift and speed-up; per output its errors; per race its samples and its rounds."""
 
 

@@ -14,7 +14,7 @@ from exporter.checkpoint import open_checkpoint
 from exporter.config import BakeConfig
 from exporter.errors import ArtifactError, LayoutError
 from exporter.tensors import read_tensor
-from exporter.weights import bake, save_torch
+from exporter.weights import TrainerForm, bake, save_torch
 
 Save = Callable[..., Path]
 
@@ -41,7 +41,7 @@ def test_torch_loads_what_was_baked(under: str, mmap: bool, save: Save, tmp_path
     """weights_only loading gives every tensor with its dtype, shape and bits, under the key that was asked for, and shares no memory."""
     tensors = every_kind()
     weights = bake(open_checkpoint(save({"state_dict": tensors})), BakeConfig(choice="raw"), tmp_path / "w.safetensors")
-    save_torch(weights, tmp_path / "out.pt", under=under)
+    save_torch(weights, tmp_path / "out.pt", form=TrainerForm(under))
     loaded = torch.load(tmp_path / "out.pt", weights_only=True, mmap=mmap)
     state = loaded[under] if under else loaded
     assert (list(loaded) == [under]) == bool(under)

@@ -32,4 +32,4 @@ def read(checkpoint: Checkpoint) -> Match | None:
     return Match("dit", (Average(EMA, own_names(average, like=raw), Schedule("constant", DECAY), None, "stale"),), raw)
 
 
-LAYOUT = Layout("dit", (EMA,), read)
+LAYOUT = Layout("dit", (EMA,), read, under="ema")

@@ -35,4 +35,4 @@ def read(checkpoint: Checkpoint) -> Match | None:
     return Match("fairseq", tuple(averages), raw)
 
 
-LAYOUT = Layout("fairseq", ("extra_state.ema",), read)
+LAYOUT = Layout("fairseq", ("extra_state.ema",), read, under="model")

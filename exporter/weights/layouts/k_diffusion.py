@@ -40,4 +40,4 @@ def _schedule(node: Node) -> Schedule:
     return Schedule("power", decay, inv_gamma=inv_gamma, power=power, minimum=minimum, start=start + 1)
 
 
-LAYOUT = Layout("k-diffusion", (SCHEDULE,), read)
+LAYOUT = Layout("k-diffusion", (SCHEDULE,), read, under="model_ema")

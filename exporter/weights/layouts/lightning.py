@@ -63,4 +63,4 @@ def _states(root: Node) -> Iterator[tuple[str, Node]]:
             yield f"callbacks/{key}", state
 
 
-LAYOUT = Layout("lightning", (CURRENT, SWA_STATE), read)
+LAYOUT = Layout("lightning", (CURRENT, SWA_STATE), read, under="state_dict", beside=("pytorch-lightning_version",))

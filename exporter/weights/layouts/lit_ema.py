@@ -87,4 +87,4 @@ def _without_dots(name: str) -> str:
     return name.replace(".", "")
 
 
-LAYOUT = Layout("lit-ema", ("model_ema.num_updates",), read)
+LAYOUT = Layout("lit-ema", ("model_ema.num_updates",), read, under="state_dict")

@@ -52,4 +52,4 @@ def _same_kind(buffer: Source, plain: Source) -> bool:
     return (buffer.shape, buffer.dtype) == (plain.shape, plain.dtype)
 
 
-LAYOUT = Layout("mmcv", ("ema_<name with _>",), read)
+LAYOUT = Layout("mmcv", ("ema_<name with _>",), read, under="state_dict")

@@ -34,4 +34,4 @@ def read(checkpoint: Checkpoint) -> Match | None:
     return Match("mmengine", (candidate,), raw, remarks=(remark,))
 
 
-LAYOUT = Layout("mmengine", (RAW,), read)
+LAYOUT = Layout("mmengine", (RAW,), read, under="state_dict")

@@ -34,4 +34,4 @@ def read(checkpoint: Checkpoint) -> Match | None:
     return Match("rt-detr", averages, raw)
 
 
-LAYOUT = Layout("rt-detr", ("ema.module",), read)
+LAYOUT = Layout("rt-detr", ("ema.module",), read, under="model")

@@ -56,4 +56,4 @@ def _model_arguments(arguments: Node) -> dict[str, object]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-LAYOUT = Layout("timm", (EMA,), read)
+LAYOUT = Layout("timm", (EMA,), read, under="state_dict")

@@ -72,4 +72,4 @@ def _with_decay(ema: Average, arguments: Node) -> Average:
     return replace(ema, schedule=Schedule("first copies", used if used > 0 else None), buffers="averaged")
 
 
-LAYOUT = Layout("torchvision", (EMA,), read)
+LAYOUT = Layout("torchvision", (EMA,), read, under="model")

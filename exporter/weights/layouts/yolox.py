@@ -27,4 +27,4 @@ def read(checkpoint: Checkpoint) -> Match | None:
     return Match("yolox", raw=replace(raw, remark=remark))
 
 
-LAYOUT = Layout("yolox", (), read)
+LAYOUT = Layout("yolox", (), read, under="model")
