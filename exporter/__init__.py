@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from exporter.onnx_export import export_onnx
     from exporter.pipeline import run
     from exporter.verify import compare, race
-    from exporter.weights import bake, read_layout
+    from exporter.weights import average, bake, read_layout
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,7 @@ __all__ = [
     "Config",
     "ExporterError",
     "__version__",
+    "average",
     "bake",
     "build_engine",
     "compare",
@@ -45,6 +46,7 @@ __all__ = [
 _HOMES = {
     "Config": "exporter.config",
     "ExporterError": "exporter.errors",
+    "average": "exporter.weights",
     "bake": "exporter.weights",
     "build_engine": "exporter.engine",
     "compare": "exporter.verify",

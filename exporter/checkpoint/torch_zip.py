@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ _FOREIGN = (
     ("META-INF/MANIFEST.MF", "a Java archive"),
     ("AndroidManifest.xml", "an Android package"),
 )
+
+_PROVENANCE = "exporter.json"
+_MAX_PROVENANCE_BYTES = 1 << 20
 
 
 def read_torch_zip(file: ByteSource, path: Location, members: Mapping[str, Member] | None = None) -> Checkpoint:
@@ -91,10 +95,22 @@ def read_labels(window: Window, members: Mapping[str, Member], root: str, path: 
         if f"{root}/{label}" in members:
             text = content_of(window.source, members[f"{root}/{label}"], path, limit=64)
             metadata[label.removeprefix(".")] = text.decode("ascii", "replace").strip()
+    if f"{root}/{_PROVENANCE}" in members:
+        metadata |= _provenance(content_of(window.source, members[f"{root}/{_PROVENANCE}"], path, limit=_MAX_PROVENANCE_BYTES))
     if metadata.get("byteorder", "little") != "little":
         facts = {"file": path, "found": metadata["byteorder"], "expected": "little"}
         raise CheckpointError("E108", "the checkpoint was written in another byte order", facts=facts)
     return metadata
+
+
+def _provenance(content: bytes) -> dict[str, str]:
+    """Return what our own torch files say of themselves, as safetensors files do in their metadata; nothing where it is not that."""
+    try:
+        facts = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    texts = facts.items() if isinstance(facts, dict) else ()
+    return {f"exporter.{key}": value for key, value in texts if isinstance(value, str)}
 
 
 def _contents_digest(members: Mapping[str, Member], pickled: bytes) -> Digest:

@@ -24,6 +24,7 @@ _COMMANDS = {
     "run": ("run", "Everything: every stage, the verdicts, a report; the gate."),
     "inspect": ("inspect", "What is inside a checkpoint; runs nothing of it."),
     "bake-ema": ("bake_ema", "The averaged weights under the model's own names."),
+    "average": ("average", "The mean of several checkpoints: SWA, model soups."),
     "fuse-bn": ("fuse_bn", "Fold BatchNorm; list what was folded and what was kept."),
     "export-onnx": ("export_onnx", "The folded model as a checked ONNX file."),
     "build-trt": ("build_trt", "The TensorRT engine, with its sidecar."),

@@ -12,7 +12,7 @@ from exporter.workspace import Workspace, open_artefact
 if TYPE_CHECKING:
     from exporter.gates import Candidate
 
-__all__ = ["candidates_from", "workspace_of"]
+__all__ = ["candidates_from", "work_folder", "workspace_of"]
 
 
 def workspace_of(config: Config, screen: Screen, **outputs: Path | None) -> Workspace:
@@ -23,9 +23,13 @@ def workspace_of(config: Config, screen: Screen, **outputs: Path | None) -> Work
         screen: shows the progress.
         outputs: stage -> path that the user named; None where none was named.
     """
-    loose = find_config(config.base) is None
     named = {stage: path for stage, path in outputs.items() if path is not None}
-    return Workspace(config, folder=Path() if loose else None, outputs=named, progress=screen.progress)
+    return Workspace(config, folder=work_folder(config), outputs=named, progress=screen.progress)
+
+
+def work_folder(config: Config) -> Path:
+    """Return the work folder where there is a configuration file, else the current folder."""
+    return Path() if find_config(config.base) is None else config.work_dir
 
 
 def candidates_from(paths: tuple[Path, ...], workspace: Workspace) -> tuple[Candidate, ...]:

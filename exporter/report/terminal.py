@@ -95,7 +95,7 @@ def render_verdict(verdict: Verdict) -> list[str]:
 def render_bake(summary: BakeSummary, path: Path) -> list[str]:
     """Return what baking did: what was chosen, what was written to ``path``, what stayed behind, how far the average is from raw."""
     choice, _, name = summary.choice.partition(":")
-    facts = [f"{summary.num_averaged} averaged" if choice == "ema" else units.plural(summary.num_averaged, "tensor")]
+    facts = [f"{summary.num_averaged} averaged" if choice != "raw" else units.plural(summary.num_averaged, "tensor")]
     if summary.num_copied:
         facts.append(f"{summary.num_copied} copied")
     facts += [summary.cast.replace("->", "→"), units.bytes_text(summary.size_bytes)]

@@ -6,6 +6,7 @@ the model's own names into a safetensors file. There is no fallback from average
 
 from __future__ import annotations
 
+from exporter.weights.averaging import Combination, average, average_key, combine, mean_of
 from exporter.weights.baking import bake
 from exporter.weights.identity import identify
 from exporter.weights.reading import read_layout
@@ -16,10 +17,15 @@ from exporter.weights.trainer_form import TrainerForm, trainer_form
 
 __all__ = [
     "TORCH_SUFFIXES",
+    "Combination",
     "TrainerForm",
+    "average",
+    "average_key",
     "bake",
+    "combine",
     "identify",
     "load_weights",
+    "mean_of",
     "read_layout",
     "replace_statistics",
     "save_torch",

@@ -15,19 +15,17 @@ from exporter import __version__
 from exporter.artifacts import BakeSummary, Checkpoint, Digest, EmaCandidate, Provenance, TensorSpec, Weights
 from exporter.errors import LayoutError
 from exporter.files import atomic_write
+from exporter.locations import Location
 from exporter.tensors import DTYPES, TensorReader, header_bytes, size_bytes
 from exporter.tensors.contents import contents_digest
 from exporter.tensors.dtypes import SHORT_NAMES
 from exporter.tensors.safetensors_writing import spec_size_bytes
 from exporter.weights.batch_norm import statistics_of
-from exporter.weights.choice import check_health, choose_average, choose_raw, refuse_unreadable
-from exporter.weights.debiasing import divisor_of
+from exporter.weights.chosen import choose
 from exporter.weights.drift import DriftSums
 from exporter.weights.identity import identify, lineage_key
 from exporter.weights.left_behind import left_behind
-from exporter.weights.naming import name_in_order
-from exporter.weights.plan import BakePlan, plan_average, plan_raw
-from exporter.weights.reading import candidate_of, match_layout
+from exporter.weights.plan import BakePlan
 from exporter.weights.storing import metadata_of, store_record, weights_key
 from exporter.weights.streaming import stream_tensor
 from exporter.weights.writing_behind import WriterBehind
@@ -35,7 +33,7 @@ from exporter.weights.writing_behind import WriterBehind
 if TYPE_CHECKING:
     from exporter.config import BakeConfig
 
-__all__ = ["bake"]
+__all__ = ["bake", "cast_of", "refuse_overwriting", "write_tensors"]
 
 _MAX_DRIFT_BYTES = 256_000_000
 """Averaged weights up to this size are compared with the raw ones unless that is decided: it takes them once more as long."""
@@ -70,18 +68,9 @@ def bake(
         CheckpointError: the bytes of a tensor are damaged (E104, E109).
         ArtifactError: ``output`` cannot be written (E711).
     """
-    match = match_layout(checkpoint)
-    refuse_unreadable(checkpoint, match)
-    _refuse_overwriting(checkpoint, output)
-    average, candidate = None, None
-    if config.choice == "ema":
-        average = name_in_order(checkpoint, choose_average(checkpoint, match, config), match.raw, parameter_order)
-        candidate = candidate_of(average, decay=config.decay, raw=match.raw)
-        divisor = divisor_of(checkpoint, average, config)
-        check_health(checkpoint, candidate, config)
-        plan = plan_average(checkpoint, average, match.raw, config, divisor=divisor)
-    else:
-        plan = plan_raw(checkpoint, choose_raw(checkpoint, match), config)
+    refuse_overwriting(checkpoint, output)
+    chosen = choose(checkpoint, config, parameter_order)
+    match, average, candidate, plan = chosen.match, chosen.average, chosen.candidate, chosen.plan
     plan = plan if _measures_drift(plan, config) else BakePlan(tuple(replace(planned, twin=None) for planned in plan.tensors), plan.names)
     digest = checkpoint_digest if checkpoint_digest is not None else identify(checkpoint, config.digest)
     statistics = statistics_of(plan.names, average, match.raw, config)
@@ -90,14 +79,14 @@ def bake(
         lineage["bn_stats"] = statistics.source
     header = header_bytes(plan.specs, metadata_of(lineage))
     with atomic_write(output) as file:
-        checksums, sums = _write(header, checkpoint, plan, config, file, progress)
+        checksums, sums = write_tensors(header, checkpoint.path, plan, config, file, progress)
     summary = BakeSummary(
         layout=match.layout,
         choice=lineage["weights"],
         num_averaged=sum(planned.is_averaged for planned in plan.tensors),
         num_copied=sum(not planned.is_averaged for planned in plan.tensors),
         size_bytes=output.stat().st_size,
-        cast=_cast_of(plan),
+        cast=cast_of(plan),
         left_behind=left_behind(checkpoint, match, plan),
         drift=tuple(sums[name].of(name) for name in plan.names if name in sums),
         drift_total=_total(sums).relative if sums else None,
@@ -117,8 +106,8 @@ def bake(
     return store_record(output, key, plan.specs, summary, provenance, digest=written)
 
 
-def _write(
-    header: bytes, checkpoint: Checkpoint, plan: BakePlan, config: BakeConfig, file: BinaryIO, progress: Callable[[int, int], None] | None
+def write_tensors(
+    header: bytes, path: Location, plan: BakePlan, config: BakeConfig, file: BinaryIO, progress: Callable[[int, int], None] | None
 ) -> tuple[list[int], dict[str, DriftSums]]:
     """Write the header and all tensors in order; return the CRC-32 of each, and the drift of those that have a raw twin."""
     total, done = sum(spec_size_bytes(spec) for spec in plan.specs), 0
@@ -134,7 +123,7 @@ def _write(
     with TensorReader() as reader, WriterBehind(file.fileno(), expected_bytes=len(header) + total) as target:
         target.write(header)
         for planned in plan.tensors:
-            crc, sums = stream_tensor(planned, reader, target, path=checkpoint.path, allow_nonfinite=config.allow_nonfinite, advance=advance)
+            crc, sums = stream_tensor(planned, reader, target, path=path, allow_nonfinite=config.allow_nonfinite, advance=advance)
             checksums.append(crc)
             if sums is not None:
                 drifts[planned.name] = sums
@@ -171,12 +160,18 @@ def _lineage(checkpoint: Checkpoint, layout: str, candidate: EmaCandidate | None
     return facts
 
 
-def _cast_of(plan: BakePlan) -> str:
+def cast_of(plan: BakePlan) -> str:
+    """Return the dtypes of the floating tensors before and after, for the screen."""
     floats = [planned for planned in plan.tensors if DTYPES[planned.source.dtype].kind == "float"]
     sides = ({planned.source.dtype for planned in floats}, {planned.dtype for planned in floats})
     return " → ".join(", ".join(sorted(SHORT_NAMES.get(name, name) for name in side)) or "no floating tensors" for side in sides)
 
 
-def _refuse_overwriting(checkpoint: Checkpoint, output: Path) -> None:
+def refuse_overwriting(checkpoint: Checkpoint, output: Path) -> None:
+    """Refuse an output that is one of the checkpoint's files.
+
+    Raises:
+        LayoutError: E215.
+    """
     if output.exists() and any(isinstance(path, Path) and output.samefile(path) for path in checkpoint.files or (checkpoint.path,)):
         raise LayoutError("E215", "the output would overwrite the checkpoint; nothing was written", facts={"file": output}, help="-o another name")

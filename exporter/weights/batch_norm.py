@@ -18,7 +18,7 @@ from exporter.weights.state_dicts import same_values
 if TYPE_CHECKING:
     from exporter.config import BakeConfig
 
-__all__ = ["is_statistic", "refuse_without_statistics", "source_of", "statistics_from", "statistics_of"]
+__all__ = ["count_layers", "is_statistic", "refuse_without_statistics", "source_of", "statistics_from", "statistics_of"]
 
 Origin: TypeAlias = Literal["averaged", "copied", "stored", "raw", "stale", "own", "recalibrated"]
 
@@ -40,6 +40,11 @@ def is_statistic(name: str, *, with_counter: bool = False) -> bool:
     """Return whether a tensor of this name is a running mean or variance, or, ``with_counter``, the counter beside them."""
     own = name.replace("/", ".").rpartition(".")[2]
     return own in _STATISTICS or (with_counter and own == _COUNTER)
+
+
+def count_layers(names: Iterable[str]) -> int:
+    """Return how many layers with statistics these names of tensors belong to."""
+    return sum(name.replace("/", ".").rpartition(".")[2] in _MEANS for name in names)
 
 
 def source_of(average: Average, raw: WeightSet | None) -> Origin | None:
@@ -109,7 +114,7 @@ def refuse_without_statistics(checkpoint: Checkpoint, names: Iterable[str], conf
 
 def statistics_of(names: Iterable[str], average: Average | None, raw: WeightSet | None, config: BakeConfig) -> BatchNormStatistics | None:
     """Return what the bake of tensors with these names says of its statistics; None where it has none."""
-    num_layers = sum(name.replace("/", ".").rpartition(".")[2] in _MEANS for name in names)
+    num_layers = count_layers(names)
     if not num_layers:
         return None
     if average is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from exporter.weights.layout import Layout
 from exporter.weights.layouts import (
     averaged_model,
+    baked,
     composer,
     deepspeed,
     dit,
@@ -38,6 +39,7 @@ from exporter.weights.layouts.registered import registered_layouts, registered_v
 __all__ = ["LAYOUTS", "layouts", "registered_versions"]
 
 LAYOUTS: tuple[Layout, ...] = (
+    baked.LAYOUT,
     lightning.LAYOUT,
     mmengine.LAYOUT,
     mmcv.LAYOUT,
