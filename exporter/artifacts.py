@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -57,6 +57,7 @@ __all__ = [
     "TensorSpec",
     "Verdict",
     "Weights",
+    "brief",
     "to_json",
     "walk",
     "worst",
@@ -216,36 +217,56 @@ class Checkpoint:
     contents: Digest | None = None
 
 
+def brief(node: object, most: int = 80) -> str:
+    """Return a node as text of at most ``most`` characters, or what it is where its text could be long: containers may share their parts."""
+    if isinstance(node, (str, bytes)):
+        return str(node[:most])[:most]
+    if isinstance(node, (int, float, complex, GlobalRef)) or node is None:
+        return str(node)[:most]
+    if isinstance(node, (tuple, list)) and len(node) <= 8 and all(type(item) is int for item in node):
+        return str(node)[:most]
+    return f"{type(node).__name__} of {len(node)}" if isinstance(node, Sized) else type(node).__name__
+
+
+_MAX_PATH, _MAX_LABEL = 400, 400
+_LEAVES = frozenset({str, int, float, bool, type(None), bytes, complex, TensorRef, GlobalRef, StorageRef})
+
+
 def walk(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
     """Yield ``(key path, node)`` for every node below and including ``node``, depth first, each container once.
 
     Key paths read as in ``state_dict_ema/layer1.0.weight``, ``optimizer/param_groups/[0]/lr`` and, inside a pickled object,
-    ``ema.<state>/_modules/...``.
+    ``ema.<state>/_modules/...``. Keys and paths of a length that no name has are cut.
     """
     seen: set[int] = set()
-    todo: list[tuple[str, Node]] = [(path, node)]
+    todo: list[tuple[str, str, Node]] = [(path, "", node)]
     while todo:
-        here, item = todo.pop()
+        before, label, item = todo.pop()
+        here = before + label
         yield here, item
-        if isinstance(item, (Mapping, list, tuple, set, frozenset, ObjectRef)):
-            if id(item) in seen:
-                continue
-            seen.add(id(item))
+        if type(item) in _LEAVES or id(item) in seen:
+            continue
+        seen.add(id(item))
+        here = here if len(here) <= _MAX_PATH else here[:_MAX_PATH] + "..."
         prefix = f"{here}/" if here else ""
-        children: list[tuple[str, Node]] = []
+        children: list[tuple[str, str, Node]] = []
         if isinstance(item, Mapping):
-            children = [(f"{prefix}{key}", value) for key, value in item.items()]
+            children = [(prefix, _label(key), value) for key, value in item.items()]
         elif isinstance(item, (list, tuple)):
-            children = [(f"{prefix}[{index}]", value) for index, value in enumerate(item)]
+            children = [(prefix, f"[{index}]", value) for index, value in enumerate(item)]
         elif isinstance(item, (set, frozenset)):
-            children = [(f"{prefix}{{}}", value) for value in item]
+            children = [(prefix, "{}", value) for value in item]
         elif isinstance(item, ObjectRef):
-            children = [(f"{prefix}<args>", item.args)] if item.args else []
+            children = [(prefix, "<args>", item.args)] if item.args else []
             if item.state is not None:
-                children.append((f"{here}.<state>", item.state))
+                children.append((here, ".<state>", item.state))
             if item.items is not None:
-                children.append((f"{here}.<items>", item.items))
+                children.append((here, ".<items>", item.items))
         todo.extend(reversed(children))
+
+
+def _label(key: Node) -> str:
+    return key if isinstance(key, str) and len(key) <= _MAX_LABEL else brief(key, _MAX_LABEL)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ __all__ = [
 ]
 
 
+_MAX_PROBLEM, _MAX_FACT = 600, 4000
+
+
 class ExporterError(Exception):
     """Base of every error of this package.
 
@@ -53,11 +56,11 @@ class ExporterError(Exception):
     exit_status: ClassVar[int] = 70
 
     def __init__(self, code: str, problem: str, *, facts: Mapping[str, object] | None = None, help: str = "") -> None:  # noqa: A002 - the word on screen
-        super().__init__(code, problem)
+        super().__init__(code, _cut(problem, _MAX_PROBLEM))
         self.code = code
-        self.problem = problem
-        self.facts: dict[str, str] = {label: str(text) for label, text in (facts or {}).items()}
-        self.help = help
+        self.problem = _cut(problem, _MAX_PROBLEM)
+        self.facts: dict[str, str] = {label: _cut(str(text), _MAX_FACT) for label, text in (facts or {}).items()}
+        self.help = _cut(help, _MAX_FACT)
 
     def __str__(self) -> str:
         """Return the message as it is shown on a terminal, without colour."""
@@ -150,6 +153,11 @@ class InternalError(ExporterError):
     """A broken invariant of ours; please report it."""
 
     exit_status = 70
+
+
+def _cut(text: str, most: int) -> str:
+    """Cut text that holds names of a length which somebody else chose."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def printable(text: str, *, keep_newlines: bool = False) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from exporter.artifacts import Digest
-from exporter.errors import ArtifactError
+from exporter.errors import ArtifactError, InputRefused
 from exporter.files import digest_of_file, write_json
 
 __all__ = ["read_record", "record_path", "recorded_digest", "verify_record", "write_record"]
@@ -55,7 +55,7 @@ def read_record(path: Path, *, key: str | None = None, measure: Measure | None =
     """
     try:
         return verify_record(path, key=key, measure=measure)
-    except ArtifactError:
+    except InputRefused:  # also what measuring a damaged artefact raises
         return None
 
 
@@ -81,7 +81,7 @@ def verify_record(path: Path, *, key: str | None = None, measure: Measure | None
         body = json.loads(record_path(path).read_text(encoding="utf-8"))
         if not path.is_file():
             raise FileNotFoundError(path)
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise ArtifactError("E721", "an artefact or its record is missing", facts={"file": path, "expected": record_path(path)}) from err
     signature = body.pop("hmac", "") if isinstance(body, dict) else ""
     if not isinstance(body, dict) or not hmac.compare_digest(str(signature), _signature(body)):
@@ -89,7 +89,10 @@ def verify_record(path: Path, *, key: str | None = None, measure: Measure | None
         raise ArtifactError("E722", "a record was not written on this machine, or was altered", facts=facts)
     if key is not None and body.get("key") != key:  # first, for reading the artefact takes time
         raise ArtifactError("E724", "an artefact was made from something else", facts={"file": path, "found": body.get("key"), "expected": key})
-    digest = (measure if measure is not None and body.get("of") == "contents" else digest_of_file)(path)
+    try:
+        digest = (measure if measure is not None and body.get("of") == "contents" else digest_of_file)(path)
+    except OSError as err:
+        raise ArtifactError("E721", "an artefact or its record is missing", facts={"file": path, "found": err.strerror or err}) from err
     if (body.get("of"), body.get("sha256")) != (digest.of, digest.hex):
         raise ArtifactError("E723", "an artefact differs from its record", facts={"file": path, "found": digest.hex, "expected": body.get("sha256")})
     content = body.get("content")

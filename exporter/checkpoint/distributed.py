@@ -7,6 +7,8 @@ tree is that of the dict which was saved; ``.metadata`` keeps its keys beside th
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from exporter.artifacts import Checkpoint, Node, ShardRef, StorageRef, TensorRef
 from exporter.checkpoint.distributed_metadata import Item, MalformedMetadata, Saved, read_records
 from exporter.checkpoint.distributed_names import regrouped
 from exporter.checkpoint.folders import open_member
+from exporter.checkpoint.pickle_budget import Budget
 from exporter.checkpoint.pickle_calls import locate_calls
 from exporter.checkpoint.pickle_ops import MalformedPickle, Unpickler
 from exporter.checkpoint.torch_zip import MAX_PICKLE_BYTES, TorchArchive, read_window
@@ -25,6 +28,7 @@ from exporter.tensors.sources import ByteSource
 __all__ = ["METADATA", "read_distributed"]
 
 METADATA = ".metadata"
+_MAX_FILES = 100_000
 _MAX_STEPS = 1 << 22
 """Of checking that shards tile their tensors, for the whole checkpoint: a model of 10 000 tensors on 128 processes takes half."""
 
@@ -39,7 +43,8 @@ def read_distributed(folder: Path) -> Checkpoint:
     path = folder / METADATA
     with open_member(folder, METADATA) as file:
         content = _whole(file, path)
-    unpickler = Unpickler(content)
+    budget = Budget(_size_of(folder))
+    unpickler = Unpickler(content, budget=budget)
     try:
         tree = unpickler.load()
         calls = {f"{METADATA}: {place}": callee for place, callee in locate_calls(tree, unpickler.calls).items()}
@@ -51,7 +56,7 @@ def read_distributed(folder: Path) -> Checkpoint:
         raise _refused(folder, METADATA, str(err)) from err
     with contextlib.ExitStack() as stack:
         names = sorted({item.file for entry in saved for _, _, item in entry.boxes})
-        archives, num_bytes = _Archives(folder, saved), len(content)
+        archives, num_bytes = _Archives(folder, saved, budget), len(content)
         for name in names:  # one file open at a time
             num_bytes += archives.read(name, stack.enter_context(open_member(folder, name)))
             stack.pop_all().close()
@@ -69,8 +74,9 @@ def read_distributed(folder: Path) -> Checkpoint:
 class _Archives:
     """Reads the items of the files: ``of`` is item -> what its archive holds."""
 
-    def __init__(self, folder: Path, saved: Sequence[Saved]) -> None:
+    def __init__(self, folder: Path, saved: Sequence[Saved], budget: Budget) -> None:
         self._folder = folder
+        self._budget = budget
         self._wanted: dict[str, list[tuple[Item, str]]] = {}
         for entry in saved:
             for _, _, item in entry.boxes:
@@ -92,7 +98,7 @@ class _Archives:
                 facts = {"file": self._folder / name, "at": f"{owner[:80]!r}, byte {item.offset}", "found": "no archive of torch.save"}
                 facts["expected"] = "what FileSystemWriter writes with serialization_format=TORCH_SAVE, its default"
                 raise CheckpointError("E105", "the checkpoint is in a container that is not read", facts=facts)
-            self.of[item] = read_window(window, self._folder / name)
+            self.of[item] = read_window(window, self._folder / name, budget=self._budget)
             position = end
         return size
 
@@ -169,6 +175,12 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     for axis in range(len(shape) - 2, -1, -1):
         strides[axis] = strides[axis + 1] * max(shape[axis + 1], 1)
     return tuple(strides)
+
+
+def _size_of(folder: Path) -> int:
+    """Return the bytes of all files in the folder, by which the work is bounded that its pickles may take."""
+    with os.scandir(folder) as entries:
+        return sum(entry.stat(follow_symlinks=False).st_size for entry in itertools.islice(entries, _MAX_FILES))
 
 
 def _whole(file: ByteSource, path: Path) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from exporter.artifacts import GlobalRef, Node, ObjectRef
+from exporter.artifacts import GlobalRef, Node, ObjectRef, brief
 from exporter.tensors.dtypes import DTYPES
 from exporter.tensors.views import MAX_DIMENSIONS
 
@@ -87,14 +87,19 @@ def _items(storage: Mapping[Node, Node]) -> _Items:
         name, begin = key.get("fqn"), key.get("offset")
         file, offset, length = info.get("relative_path"), info.get("offset"), info.get("length")
         if not isinstance(name, str) or not isinstance(file, str) or not _is_count(offset) or not _is_count(length):
-            raise MalformedMetadata(f"a stored part without name, file, offset or length: {str(name)[:80]!r}")
+            raise MalformedMetadata(f"a stored part without name, file, offset or length: {brief(name)!r}")
         if info.get("transform_descriptors"):
-            raise MalformedMetadata(f"{name[:80]!r} written through an extension: {str(info['transform_descriptors'])[:80]}")
+            raise MalformedMetadata(f"{name[:80]!r} written through an extension: {_named(info['transform_descriptors'])}")
         where = (name, None if begin is None else _sizes(name, begin))
         if where in items:
             raise MalformedMetadata(f"the same part of {name[:80]!r} twice")
         items[where] = Item(file, offset, length)
     return items
+
+
+def _named(descriptors: Node) -> str:
+    """Return what the extensions are, as far as they are written plainly."""
+    return ", ".join(map(brief, descriptors[:4])) if isinstance(descriptors, list) else brief(descriptors)
 
 
 def _tensor(name: str, path: tuple[str | int, ...], entry: Node, items: _Items) -> Saved:
@@ -103,7 +108,7 @@ def _tensor(name: str, path: tuple[str | int, ...], entry: Node, items: _Items) 
     state = properties.state if isinstance(properties, ObjectRef) else None
     dtype = state[0] if isinstance(state, tuple) and state else state.get("dtype") if isinstance(state, Mapping) else None
     if not isinstance(dtype, GlobalRef) or dtype.module != "torch" or dtype.name not in DTYPES:
-        raise MalformedMetadata(f"{name[:80]!r} with the dtype {str(dtype)[:80]}")
+        raise MalformedMetadata(f"{name[:80]!r} with the dtype {brief(dtype)}")
     if not isinstance(chunks, list) or not chunks:
         raise MalformedMetadata(f"{name[:80]!r} without parts")
     boxes = []
@@ -129,10 +134,10 @@ def _path(name: str, path: Node) -> tuple[str | int, ...]:
     steps: list[str | int] = []
     for step in path if isinstance(path, (tuple, list)) else ():
         if not isinstance(step, str) and not _is_count(step):
-            raise MalformedMetadata(f"the path {str(path)[:80]} of {name[:80]!r}")
+            raise MalformedMetadata(f"the path {brief(path)} of {name[:80]!r}")
         steps.append(step)
     if not 0 < len(steps) <= _MAX_DEPTH:
-        raise MalformedMetadata(f"the path {str(path)[:80]} of {name[:80]!r}")
+        raise MalformedMetadata(f"the path {brief(path)} of {name[:80]!r}")
     return tuple(steps)
 
 
@@ -144,13 +149,13 @@ def _fields(node: Node, kind: str) -> Mapping[str, Node]:
     """Return the fields of a record of torch's dataclass ``kind``."""
     state = node.state if isinstance(node, ObjectRef) else None
     if _kind(node) != kind or not isinstance(state, Mapping):
-        raise MalformedMetadata(f"{str(getattr(node, 'callee', type(node).__name__))[:80]} where torch writes a {kind}")
+        raise MalformedMetadata(f"{brief(node.callee if isinstance(node, ObjectRef) else type(node).__name__)} where torch writes a {kind}")
     return state
 
 
 def _sizes(name: str, node: Node) -> tuple[int, ...]:
     if not isinstance(node, (tuple, list)) or len(node) > MAX_DIMENSIONS or not all(_is_count(size) for size in node):
-        raise MalformedMetadata(f"{name[:80]!r} with the sizes {str(node)[:80]}")
+        raise MalformedMetadata(f"{name[:80]!r} with the sizes {brief(node)}")
     return tuple(node)  # type: ignore[arg-type]
 
 

@@ -6,17 +6,17 @@ and the constants are not looked at. A weight that was pickled (a subclass of Te
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from exporter.artifacts import Checkpoint, GlobalRef, Node, ObjectRef, StorageRef
+from exporter.artifacts import Checkpoint, GlobalRef, Node, ObjectRef, StorageRef, brief
 from exporter.checkpoint.pickle_meanings import MalformedPickle, TypedStorage, tensor_view
 from exporter.checkpoint.torch_zip import content_of, read_labels
 from exporter.checkpoint.zip_directory import Member, Window
 from exporter.errors import CheckpointError
 from exporter.locations import Location
+from exporter.tensors.bounded_json import MalformedJson, parse_json
 
 __all__ = ["read_exported_program"]
 
@@ -73,10 +73,8 @@ def _configs(kind: bytes, members: Mapping[str, Member], folder: str) -> list[st
 
 def _config(text: bytes) -> dict[str, Any]:
     try:
-        table = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
-        raise _Refused(f"text that is no JSON ({type(err).__name__})") from err
-    except ValueError as err:  # ours, or an integer with too many digits
+        table = parse_json(text, constants=True)
+    except MalformedJson as err:
         raise _Refused(str(err)) from err
     if not isinstance(table, dict) or not isinstance(table.get("config"), dict):
         raise _Refused("JSON without a table of weights")
@@ -97,7 +95,7 @@ def _weight(name: str, entry: object, members: Mapping[str, Member], folder: str
         return ObjectRef(GlobalRef("torch", "load"), (key,), is_call=True)
     dtype = _DTYPES.get(meta["dtype"]) if type(meta.get("dtype")) is int else None
     if dtype is None:
-        raise _Refused(f"{name[:80]!r} of the dtype {str(meta.get('dtype'))[:40]}")
+        raise _Refused(f"{name[:80]!r} of the dtype {brief(meta.get('dtype'), 40)}")
     fields = (key, path, member.offset, member.size_bytes, member.crc32)
     storage = TypedStorage(*fields, plain=StorageRef(*fields), dtype=dtype)
     view = tensor_view(storage, _integer(meta.get("storage_offset")), _integers(meta.get("sizes")), _integers(meta.get("strides")))
@@ -106,19 +104,12 @@ def _weight(name: str, entry: object, members: Mapping[str, Member], folder: str
 
 def _integers(value: object) -> tuple[int, ...]:
     if not isinstance(value, list):
-        raise _Refused(f"a shape or strides of {str(value)[:80]}")
+        raise _Refused(f"a shape or strides of {brief(value)}")
     return tuple(_integer(item) for item in value)
 
 
 def _integer(value: object) -> int:
     number = value.get("as_int") if isinstance(value, dict) and len(value) == 1 else None
     if type(number) is not int:
-        raise _Refused(f"{str(value)[:80]} for a fixed number")
+        raise _Refused(f"{brief(value)} for a fixed number")
     return number
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise _Refused("a key twice")
-    return table

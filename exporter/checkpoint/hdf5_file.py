@@ -19,6 +19,7 @@ from exporter.artifacts import Checkpoint, Node, StorageRef, TensorRef
 from exporter.checkpoint.zip_directory import Member, Window
 from exporter.errors import CheckpointError, MissingLibrary
 from exporter.locations import Location
+from exporter.tensors.bounded_json import MalformedJson, parse_json
 from exporter.tensors.checksums import crc32
 from exporter.tensors.sources import ByteSource
 from exporter.tensors.views import MAX_DIMENSIONS
@@ -28,7 +29,7 @@ __all__ = ["KERAS_WEIGHTS", "read_hdf5", "read_keras_zip"]
 KERAS_WEIGHTS = "model.weights.h5"
 _CONFIG = "config.json"
 _MAX_CONFIG_BYTES = 1 << 26
-_TIMEOUT_S = 90
+_TIMEOUT_S = 60
 _CHUNK_BYTES = 1 << 20
 _DTYPES = {
     **{f"<f{size}": f"float{8 * size}" for size in (2, 4, 8)},
@@ -143,9 +144,9 @@ def _json(text: object, path: Location) -> Node:
     if not isinstance(text, str):
         return None
     try:
-        parsed: Node = json.loads(text)
-    except (ValueError, RecursionError) as err:
-        raise _refused(path, f"a configuration that is no JSON: {str(err)[:80]}") from err
+        parsed: Node = parse_json(text.encode("utf-8", "replace"), constants=True)
+    except MalformedJson as err:
+        raise _refused(path, f"a configuration that holds {err}") from err
     return parsed
 
 

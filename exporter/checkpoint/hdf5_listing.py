@@ -16,7 +16,9 @@ from typing import Any
 __all__ = ["main"]
 
 _MEMORY_BYTES = 1 << 31
-_PROCESSOR_S = 60
+_DATA_BYTES = 400 << 20
+_PROCESSOR_S, _BYTES_PER_S = 5, 1_000_000_000
+_MAX_TEXT = 1 << 24
 _MAX_OBJECTS = 200_000
 
 
@@ -50,7 +52,9 @@ class _Window(io.RawIOBase):
 def main() -> None:
     """Write ``{"tensors": {path: [dtype, shape, offset, bytes]}, "attributes": {path: {name: value}}}``."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (_PROCESSOR_S, _PROCESSOR_S))
+    resource.setrlimit(resource.RLIMIT_DATA, (_DATA_BYTES, _DATA_BYTES))
+    seconds = _PROCESSOR_S + int(sys.argv[2]) // _BYTES_PER_S
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     import h5py
 
@@ -58,13 +62,15 @@ def main() -> None:
     attributes: dict[str, dict[str, Any]] = {}
     with h5py.File(_Window(int(sys.argv[1]), int(sys.argv[2])), "r") as file:
         todo: list[tuple[str, Any]] = [("", file)]
-        seen = 0
+        seen = written = 0
         while todo:
             path, group = todo.pop()
-            attributes[path] = {name: _plain(group.attrs[name]) for name in group.attrs}
+            attributes[path] = _attributes(group)
+            written += len(path) + sum(map(_length, attributes[path].items()))
             for name in group:
                 seen += 1
-                if seen > _MAX_OBJECTS or path.count("/") > 100:
+                written += 2 * len(path) + 2 * len(name)
+                if seen > _MAX_OBJECTS or written > _MAX_TEXT or path.count("/") > 100:
                     raise ValueError("more objects, or deeper groups, than a model has")
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                     raise ValueError(f"the link {path}/{name}, which leads elsewhere")  # noqa: TRY004 - what the file holds
@@ -74,7 +80,8 @@ def main() -> None:
                     todo.append((here, below))
                 elif isinstance(below, h5py.Dataset):
                     tensors[here] = _dataset(here, below)
-                    attributes[here] = {key: _plain(below.attrs[key]) for key in below.attrs}
+                    attributes[here] = _attributes(below)
+                    written += sum(map(_length, attributes[here].items()))
                 else:
                     raise ValueError(f"{here}, which is neither a group nor a data set")  # noqa: TRY004 - what the file holds
     json.dump({"tensors": tensors, "attributes": attributes}, sys.stdout)
@@ -87,6 +94,15 @@ def _dataset(path: str, dataset: Any) -> list[Any]:  # noqa: ANN401 - an h5py.Da
     if offset is None and dataset.size:
         raise ValueError(f"the data set {path}, which is not one run of bytes in the file")
     return [dataset.dtype.str, list(dataset.shape), offset or 0, int(dataset.size) * dataset.dtype.itemsize]
+
+
+def _attributes(node: Any) -> dict[str, Any]:  # noqa: ANN401 - an h5py.Group or Dataset
+    return {name: _plain(node.attrs[name]) for name in node.attrs}
+
+
+def _length(item: tuple[str, Any]) -> int:
+    name, value = item
+    return len(name) + (sum(map(len, value)) if isinstance(value, list) else len(value) if isinstance(value, str) else 8)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever an attribute holds

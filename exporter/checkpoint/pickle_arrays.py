@@ -45,7 +45,7 @@ class PlainUnpickler(Unpickler):
         known = self._storages.get(place.offset)
         if known is not None:
             return known
-        inner = PickleStream(self._stream.file, self._stream.path, place.offset, place.offset + place.size_bytes)
+        inner = PickleStream(self._stream.file, self._stream.path, place.offset, place.offset + place.size_bytes, budget=self._stream.budget)
         try:
             storage, unpickler = read_legacy_stream(inner)
         except MalformedPickle as err:

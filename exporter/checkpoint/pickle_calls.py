@@ -23,7 +23,10 @@ def locate_calls(tree: Node, calls: Mapping[int, list[tuple[GlobalRef, ObjectRef
     if not calls:
         return {}
     wanted = {id(record) for found in calls.values() for _, record in found}
-    places = {id(node): path for path, node in reversed(list(walk(tree))) if id(node) in wanted}
+    places: dict[int, str] = {}
+    for path, node in walk(tree):
+        if id(node) in wanted:
+            places.setdefault(id(node), path)
     located: dict[str, GlobalRef] = {}
     for position, found in calls.items():
         for callee, record in found:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import GlobalRef, Node, ObjectRef, StorageRef, TensorRef
+from exporter.artifacts import GlobalRef, Node, ObjectRef, StorageRef, TensorRef, brief
 from exporter.checkpoint.pickle_benign import BENIGN_CALLS
 from exporter.tensors.dtypes import DTYPES
 from exporter.tensors.views import MAX_DIMENSIONS, num_spanned
@@ -84,23 +84,34 @@ STORAGE_DTYPES: dict[str, str] = {
 
 _BYTE_CODECS = {"latin1", "latin-1", "utf8", "utf-8", "ascii"}
 _TENSOR_TYPES = {"torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
-_MAX_KEY_DEPTH = 8
+_MAX_KEY_DEPTH, _MAX_KEY_PARTS = 8, 4096
 _MAX_KEY_BITS = 64
 
 
-def check_key(key: Node) -> None:
-    """Refuse what cannot be a key: unhashable values, and values built to make hashing slow or deep."""
+def check_key(key: Node) -> bool:
+    """Refuse what cannot be a key: unhashable values, and values built to make hashing or comparing slow or deep.
+
+    Returns:
+        Whether anybody can choose such keys with one hash: containers and tensors without text, whose hash is no secret of this process.
+    """
     todo: list[tuple[Node, int]] = [(key, 0)]
+    parts, has_text = 0, False
     while todo:
         item, depth = todo.pop()
-        if isinstance(item, tuple):
-            if depth >= _MAX_KEY_DEPTH or len(item) > 4096:
+        if isinstance(item, (tuple, frozenset)):
+            parts += len(item)
+            if depth >= _MAX_KEY_DEPTH or parts > _MAX_KEY_PARTS:
                 raise MalformedPickle("a key that is a deep or long tuple", code="E111")
             todo.extend((part, depth + 1) for part in item)
+        elif isinstance(item, (str, bytes)):
+            has_text = True
         elif isinstance(item, int) and item.bit_length() > _MAX_KEY_BITS:
             raise MalformedPickle("a key that is an integer of more than 64 bits", code="E111")
+        elif isinstance(item, complex):
+            raise MalformedPickle("a key that is a complex number", code="E111")
         elif isinstance(item, (dict, list, set)):
             raise MalformedPickle(f"a key that is a {type(item).__name__}")
+    return not has_text and isinstance(key, (tuple, frozenset, TensorRef))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -120,7 +131,7 @@ def _ordered_dict(unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise MalformedPickle("a dict made of something else than pairs")
-        check_key(pair[0])
+        unpickler.check_key(pair[0])
         table[pair[0]] = pair[1]
     return table
 
@@ -150,7 +161,7 @@ def _members(unpickler: Unpickler, args: tuple[Node, ...]) -> list[Node]:
         raise MalformedPickle("a set made of something else than members")
     unpickler.spend(len(items))
     for item in items:
-        check_key(item)
+        unpickler.check_key(item)
     return list(items)
 
 
@@ -195,7 +206,7 @@ def _tensor(_unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
 def _tensor_v3(_unpickler: Unpickler, args: tuple[Node, ...]) -> Node:
     storage, offset, shape, strides, _, _, dtype, *rest = args
     if not isinstance(dtype, GlobalRef) or dtype.module != "torch" or dtype.name not in DTYPES:
-        raise MalformedPickle(f"the dtype {str(dtype)[:80]}", code="E113")
+        raise MalformedPickle(f"the dtype {brief(dtype)}", code="E113")
     if _is_lazy(rest[0] if rest else None):
         return ObjectRef(GlobalRef("torch._utils", "_rebuild_tensor_v3"), args, is_call=True)
     return tensor_view(storage, offset, shape, strides, dtype=dtype.name)
@@ -215,7 +226,7 @@ def tensor_view(storage: Node, offset: Node, shape: Node, strides: Node, *, dtyp
         raise MalformedPickle("a tensor on bytes without a dtype", code="E113")
     sizes, steps = _counts(shape), _counts(strides)
     if type(offset) is not int or offset < 0 or len(sizes) != len(steps):
-        raise MalformedPickle(f"a tensor with offset {str(offset)[:40]}, shape {sizes}, strides {steps}", code="E112")
+        raise MalformedPickle(f"a tensor with offset {brief(offset)}, shape {sizes}, strides {steps}", code="E112")
     available = storage.size_bytes // DTYPES[dtype].size_bytes
     spanned = num_spanned(sizes, steps)
     if spanned and offset + spanned > available:
@@ -260,7 +271,7 @@ def _counts(value: Node) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)) or len(value) > MAX_DIMENSIONS:
         raise MalformedPickle("a shape that is no short tuple", code="E112")
     if not all(type(item) is int and 0 <= item < 1 << 63 for item in value):
-        raise MalformedPickle(f"a shape or strides of {str(value)[:80]}", code="E112")
+        raise MalformedPickle(f"a shape or strides of {brief(value)}", code="E112")
     return tuple(value)  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from exporter.artifacts import GlobalRef, Node, ObjectRef
 from exporter.checkpoint.pickle_benign import BENIGN_CALLS, is_benign_instance, is_benign_lookup
+from exporter.checkpoint.pickle_budget import COSTS, VALUE, Budget, ValuesStream
 from exporter.checkpoint.pickle_meanings import MEANINGS, MalformedPickle, Meaning
 from exporter.checkpoint.pickle_stack import StackMachine
 from exporter.checkpoint.pickle_stream import PickleStream
@@ -22,6 +23,8 @@ from exporter.checkpoint.pickle_stream import PickleStream
 __all__ = ["MalformedPickle", "Unpickler"]
 
 _MAX_INTEGER_BITS = 4096
+_MAX_GLOBAL = 1000
+_CHECK_EVERY = 1024
 
 _INTEGERS = frozenset({"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"})
 _TEXTS = frozenset({"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"})
@@ -38,16 +41,23 @@ class Unpickler(StackMachine):
         content: the whole pickle, or the stream that it comes next in.
         persistent: what stands behind a persistent id (a storage); None where the pickle may have none.
         meanings: callables whose result is built, beyond those of every pickle.
+        budget: work and memory that are left, where the pickle is one of several; that of a stream is the stream's own.
 
     Attributes:
         globals: every global named, in order of first use.
     """
 
     def __init__(
-        self, content: bytes | PickleStream, *, persistent: Callable[[Node], Node] | None = None, meanings: Mapping[str, Meaning] | None = None
+        self,
+        content: bytes | PickleStream,
+        *,
+        persistent: Callable[[Node], Node] | None = None,
+        meanings: Mapping[str, Meaning] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         super().__init__()
         self._content = content
+        self._budget = budget or (Budget(len(content)) if isinstance(content, bytes) else content.budget)
         self._persistent = persistent
         self._meanings = {**MEANINGS, **meanings} if meanings else MEANINGS
         self._interned: dict[tuple[str, str], GlobalRef] = {}
@@ -76,11 +86,17 @@ class Unpickler(StackMachine):
 
     def _run(self) -> None:
         handlers = {name.removeprefix("_op_").upper(): getattr(self, name) for name in dir(self) if name.startswith("_op_")}
-        stream = self._content
-        for opcode, arg, position in pickletools.genops(stream) if isinstance(stream, bytes) else stream.operations():
+        stream, budget = self._content, self._budget
+        for opcode, arg, position in pickletools.genops(ValuesStream(stream)) if isinstance(stream, bytes) else stream.operations():
             name = opcode.name
             self.position = position or 0
+            budget.operations -= 1
+            budget.memory_bytes -= COSTS.get(name, VALUE)
+            if not budget.operations % _CHECK_EVERY or budget.memory_bytes < 0:
+                budget.check()
             if name in _PUSHED:
+                if isinstance(arg, (str, bytes)):
+                    budget.memory_bytes -= len(arg)
                 if isinstance(arg, int) and arg.bit_length() > _MAX_INTEGER_BITS:
                     raise MalformedPickle(f"an integer of {arg.bit_length()} bits", code="E111")
                 self._stack.append(arg)
@@ -97,7 +113,8 @@ class Unpickler(StackMachine):
         """Count elements copied from one container into another; a small pickle must not grow without bound."""
         self._spent += count
         size = len(self._content) if isinstance(self._content, bytes) else self._content.num_read
-        if self._spent > 4 * size + 4096:
+        self._budget.memory_bytes -= count * VALUE
+        if self._spent > size + 4096:
             raise MalformedPickle("more copies of its own values than the pickle has bytes", code="E111")
 
     # ---- globals, calls, instances, state
@@ -125,6 +142,8 @@ class Unpickler(StackMachine):
                 module = IMPORT_MAPPING[module]
         known = self._interned.get((module, name))
         if known is None:
+            if len(module) + len(name) > _MAX_GLOBAL:
+                raise MalformedPickle(f"a global with a name of {len(module) + len(name)} characters", code="E111")
             if not module or not name or any(c.isspace() for c in name):
                 raise MalformedPickle(f"a global named {f'{module}.{name}'[:80]!r}")
             known = self._interned[module, name] = GlobalRef(module, name)

@@ -10,6 +10,8 @@ from exporter.checkpoint.pickle_meanings import MalformedPickle, check_key
 __all__ = ["StackMachine"]
 
 _MAX_PROTOCOL = 5
+_MAX_NUMERIC_KEYS = 10_000
+"""Keys whose hashes may have been chosen to be the same: so many take seconds and no more."""
 
 
 class StackMachine:
@@ -27,6 +29,13 @@ class StackMachine:
         self._protocol = 0
         self.calls: dict[int, list[tuple[GlobalRef, ObjectRef]]] = {}
         self.position = 0
+        self._num_numeric_keys = 0
+
+    def check_key(self, key: Node) -> None:
+        """Refuse what cannot be a key, and too many of those that can have been chosen to have one hash."""
+        self._num_numeric_keys += check_key(key)
+        if self._num_numeric_keys > _MAX_NUMERIC_KEYS:
+            raise MalformedPickle(f"more than {_MAX_NUMERIC_KEYS} keys that are tuples of numbers", code="E111")
 
     def record_call(self, callee: GlobalRef, record: ObjectRef) -> None:
         """Remember a call that trainers do not write."""
@@ -107,7 +116,7 @@ class StackMachine:
     def _op_frozenset(self, _: object) -> None:
         items = self._pop_mark()
         for item in items:
-            check_key(item)
+            self.check_key(item)
         self._stack.append(frozenset(items))
 
     def _op_append(self, _: object) -> None:
@@ -148,7 +157,7 @@ class StackMachine:
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
                 if type(key) is not str:
-                    check_key(key)
+                    self.check_key(key)
                 target[key] = value
         elif isinstance(target, GlobalRef):
             self._record_use(target, "__setitem__", tuple(items))
@@ -164,7 +173,7 @@ class StackMachine:
             self._extend(items)
         elif isinstance(target, set):
             for item in items:
-                check_key(item)
+                self.check_key(item)
             target.update(items)
         else:
             raise MalformedPickle(f"members added to a {type(target).__name__}")

@@ -11,14 +11,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from exporter.artifacts import Node, StorageRef
+from exporter.checkpoint.pickle_budget import Budget
 from exporter.checkpoint.pickle_meanings import MalformedPickle
 from exporter.locations import Location
 from exporter.tensors.sources import ByteSource
 
 __all__ = ["MAX_PICKLE_BYTES", "PickleStream", "PlacedBytes", "placed"]
 
-MAX_PICKLE_BYTES = 1 << 28
+MAX_PICKLE_BYTES = 1 << 27
 """A pickle holds structure; tensors stand beside it. The largest that trainers write have some tens of MB."""
+
+_MAX_VALUE_BYTES, _MAX_LINE_BYTES = 1 << 26, 1 << 20
 
 _MAX_BYTES_READ = 1 << 10
 _BUFFER_BYTES = 1 << 16
@@ -38,15 +41,17 @@ class PickleStream:
     Attributes:
         position: absolute, of the next byte.
         num_read: bytes of structure read so far; skipped runs of bytes do not count.
+        budget: shared with the streams that are parts of this one.
     """
 
-    def __init__(self, file: ByteSource, path: Location, begin: int = 0, end: int | None = None) -> None:
+    def __init__(self, file: ByteSource, path: Location, begin: int = 0, end: int | None = None, *, budget: Budget | None = None) -> None:
         self.file = file
         self.path = path
         self.begin = begin
         self.end = file.size_bytes if end is None else end
         self.position = begin
         self.num_read = 0
+        self.budget = budget if budget is not None else Budget(file.size_bytes)
         self._buffer = b""
         self._buffer_at = begin
 
@@ -71,6 +76,8 @@ class PickleStream:
         """Return the next ``count`` bytes, fewer where the range ends."""
         if count < 0:
             raise MalformedPickle("a negative length")
+        if _MAX_VALUE_BYTES < count <= self.end - self.position:
+            raise MalformedPickle(f"a single value of {count} bytes", code="E111")
         count = min(count, self.end - self.position)
         self.num_read += count
         if self.num_read > MAX_PICKLE_BYTES:
@@ -85,8 +92,8 @@ class PickleStream:
 
     def readline(self) -> bytes:
         """Return bytes up to and including the next newline."""
-        parts = []
-        while part := self.read(min(256, self.end - self.position)):
+        parts: list[bytes] = []
+        while len(parts) < _MAX_LINE_BYTES // 256 and (part := self.read(min(256, self.end - self.position))):
             newline = part.find(b"\n") + 1
             if newline:
                 self.position -= len(part) - newline

@@ -9,15 +9,15 @@ caches link whole downloads: into the folder that the index itself is linked fro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import Checkpoint, Node, TensorRef
+from exporter.artifacts import Checkpoint, Node, TensorRef, brief
 from exporter.checkpoint.safetensors_file import read_safetensors
 from exporter.errors import CheckpointError
 from exporter.locations import Location, RemotePath
+from exporter.tensors.bounded_json import MalformedJson, parse_json
 from exporter.tensors.sources import ByteSource, open_regular
 from exporter.tensors.views import size_bytes
 
@@ -27,7 +27,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 """How an index is called, for a folder that holds one; an index that is named itself is recognised by its content."""
 
 MAX_INDEX_BYTES = 100_000_000
-_MAX_NAME = 255
+_MAX_NAME, _MAX_SHARDS = 255, 20_000
 _MAX_NAMES_SHOWN = 4
 
 
@@ -85,10 +85,8 @@ def _parse(file: ByteSource, path: Location) -> tuple[dict[str, str], dict[str, 
     if size > MAX_INDEX_BYTES:
         raise _Refused(f"{size} bytes; an index has at most {MAX_INDEX_BYTES}")
     try:
-        table = json.loads(file.read(size, 0).decode("utf-8"), object_pairs_hook=_unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
-        raise _Refused(f"text that is no JSON ({type(err).__name__})") from err
-    except ValueError as err:  # ours, or an integer with too many digits
+        table = parse_json(file.read(size, 0), constants=True)
+    except MalformedJson as err:
         raise _Refused(str(err)) from err
     if not isinstance(table, dict) or "weight_map" not in table:
         facts = {"file": path, "found": "JSON text that is no index of shards: it has no weight_map"}
@@ -98,6 +96,8 @@ def _parse(file: ByteSource, path: Location) -> tuple[dict[str, str], dict[str, 
         raise _Refused("a weight_map that is no table of tensors and files")
     if not isinstance(metadata, dict):
         raise _Refused("metadata that is no table")
+    if len(set(weight_map.values())) > _MAX_SHARDS:
+        raise _Refused(f"more than {_MAX_SHARDS} shards")
     return weight_map, metadata
 
 
@@ -131,16 +131,9 @@ def _checked(root: Node, name: str, listed: list[str]) -> dict[str, TensorRef]:
 def _check_total(metadata: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> None:
     total, declared = sum(map(size_bytes, tensors.values())), metadata.get("total_size")
     if declared is not None and declared != total:
-        raise _Refused(f"total_size {str(declared)[:40]}, and {total} bytes of tensors in the shards")
+        raise _Refused(f"total_size {brief(declared, 40)}, and {total} bytes of tensors in the shards")
 
 
 def _shown(names: list[str]) -> str:
     more = len(names) - _MAX_NAMES_SHOWN
     return ", ".join(repr(name[:80]) for name in names[:_MAX_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise _Refused("a key twice")
-    return table

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from exporter.artifacts import Checkpoint, GlobalRef, Node, StorageRef
+from exporter.artifacts import Checkpoint, GlobalRef, Node, StorageRef, brief
 from exporter.checkpoint.pickle_calls import locate_calls
 from exporter.checkpoint.pickle_meanings import STORAGE_DTYPES, MalformedPickle, TypedStorage
 from exporter.checkpoint.pickle_ops import Unpickler
@@ -82,7 +82,7 @@ def read_legacy_stream(stream: PickleStream) -> tuple[Node, Unpickler]:
     sizes = _StorageSizes(stream.path)
     Unpickler(stream, persistent=sizes).load()
     places = _places(stream, sizes.declared)
-    again = PickleStream(stream.file, stream.path, begin, stream.end)
+    again = PickleStream(stream.file, stream.path, begin, stream.end, budget=stream.budget)
     unpickler = Unpickler(again, persistent=_StoragePlaces(stream.path, sizes.declared, places))
     return unpickler.load(), unpickler
 
@@ -131,7 +131,7 @@ def _parsed(persistent_id: Node) -> tuple[str, _Declared, tuple[int, int] | None
     _, kind, key, _, count, *rest = persistent_id
     dtype = STORAGE_DTYPES.get(str(kind)) if isinstance(kind, GlobalRef) else None
     if dtype is None:
-        raise MalformedPickle(f"a persistent id with the storage class {str(kind)[:80]}", code="E113" if isinstance(kind, GlobalRef) else "E110")
+        raise MalformedPickle(f"a persistent id with the storage class {brief(kind)}", code="E113" if isinstance(kind, GlobalRef) else "E110")
     if not isinstance(key, str) or type(count) is not int or not 0 <= count < 1 << 60:
         raise MalformedPickle("a storage without key or size")
     view = rest[0] if rest else None

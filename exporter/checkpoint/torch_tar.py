@@ -11,7 +11,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from exporter.artifacts import Checkpoint, GlobalRef, Node, StorageRef, TensorRef
+from exporter.artifacts import Checkpoint, GlobalRef, Node, StorageRef, TensorRef, brief
+from exporter.checkpoint.pickle_budget import Budget
 from exporter.checkpoint.pickle_calls import locate_calls
 from exporter.checkpoint.pickle_meanings import STORAGE_DTYPES, MalformedPickle, TypedStorage, tensor_view
 from exporter.checkpoint.pickle_ops import Unpickler
@@ -44,7 +45,8 @@ def read_torch_tar(file: ByteSource, path: Location) -> Checkpoint:
     if set(members) != MEMBERS:
         facts = {"file": path, "found": f"a tar archive of {', '.join(list(members)[:4]) or 'nothing'}", "expected": ", ".join(sorted(MEMBERS))}
         raise CheckpointError("E105", "the checkpoint is in a container that is not read", facts=facts)
-    streams = {name: PickleStream(file, path, *span) for name, span in members.items()}
+    budget = Budget(file.size_bytes)
+    streams = {name: PickleStream(file, path, *span, budget=budget) for name, span in members.items()}
     at = "sys_info"
     try:
         _check_machine(streams[at])
@@ -88,7 +90,7 @@ def _storages(stream: PickleStream) -> dict[int, TypedStorage]:
         key, _, kind = _tuple(_facts(stream), 3)
         dtype = STORAGE_DTYPES.get(str(kind)) if isinstance(kind, GlobalRef) else None
         if dtype is None:
-            raise MalformedPickle(f"the storage class {str(kind)[:80]}", code="E113")
+            raise MalformedPickle(f"the storage class {brief(kind)}", code="E113")
         count = int.from_bytes(_exactly(stream, 8), "little")
         size = count * element_bytes(dtype)
         if size > stream.end - stream.position:

@@ -8,7 +8,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from exporter.artifacts import Checkpoint, Digest, GlobalRef, Node, StorageRef
+from exporter.artifacts import Checkpoint, Digest, GlobalRef, Node, StorageRef, brief
+from exporter.checkpoint.pickle_budget import Budget
 from exporter.checkpoint.pickle_calls import locate_calls
 from exporter.checkpoint.pickle_meanings import STORAGE_DTYPES, TypedStorage
 from exporter.checkpoint.pickle_ops import MalformedPickle, Unpickler
@@ -20,7 +21,7 @@ from exporter.tensors.sources import ByteSource
 
 __all__ = ["MAX_PICKLE_BYTES", "StorageFinder", "TorchArchive", "content_of", "read_labels", "read_torch_zip", "read_window"]
 
-MAX_PICKLE_BYTES = 1 << 28
+MAX_PICKLE_BYTES = 1 << 27
 """A pickle holds structure; tensors stand beside it. The largest that trainers write have some tens of MB."""
 
 _CODE = (
@@ -63,7 +64,7 @@ class TorchArchive:
     contents: Digest
 
 
-def read_window(window: Window, path: Location, members: Mapping[str, Member] | None = None) -> TorchArchive:
+def read_window(window: Window, path: Location, members: Mapping[str, Member] | None = None, *, budget: Budget | None = None) -> TorchArchive:
     """Return what the torch zip archive in ``window``, a file or a part of one, holds.
 
     Raises:
@@ -73,7 +74,7 @@ def read_window(window: Window, path: Location, members: Mapping[str, Member] | 
     root = _root_folder(members, path)
     metadata = read_labels(window, members, root, path)
     pickled = content_of(window.source, members[f"{root}/data.pkl"], path, limit=MAX_PICKLE_BYTES)
-    unpickler = Unpickler(pickled, persistent=StorageFinder(members, f"{root}/data", path))
+    unpickler = Unpickler(pickled, persistent=StorageFinder(members, f"{root}/data", path), budget=budget or Budget(window.size_bytes))
     try:
         tree = unpickler.load()
         calls = locate_calls(tree, unpickler.calls)
@@ -141,7 +142,7 @@ class StorageFinder:
         _, kind, key, _, count = persistent_id
         dtype = STORAGE_DTYPES.get(str(kind)) if isinstance(kind, GlobalRef) else None
         if dtype is None or not isinstance(key, str) or type(count) is not int:
-            raise MalformedPickle(f"a persistent id with the storage class {str(kind)[:80]}", code="E113" if isinstance(kind, GlobalRef) else "E110")
+            raise MalformedPickle(f"a persistent id with the storage class {brief(kind)}", code="E113" if isinstance(kind, GlobalRef) else "E110")
         known = self._known.get((key, dtype))
         if known is not None and known.num_declared == count:
             return known
@@ -150,7 +151,7 @@ class StorageFinder:
             raise MalformedPickle(f"the storage {key[:80]!r}, which is not in the file", code="E112")
         item = 1 if dtype == "untyped" else DTYPES[dtype].size_bytes
         if not 0 <= member.size_bytes - count * item < item:
-            raise MalformedPickle(f"storage {key!r} with {count} elements of {item} bytes in {member.size_bytes} bytes", code="E112")
+            raise MalformedPickle(f"storage {key[:80]!r} with {count} elements of {item} bytes in {member.size_bytes} bytes", code="E112")
         fields = (key, self._path, member.offset, member.size_bytes, member.crc32)
         self._known[key, dtype] = typed = TypedStorage(*fields, plain=StorageRef(*fields), dtype=dtype, num_declared=count)
         return typed

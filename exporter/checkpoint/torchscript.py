@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from exporter.artifacts import Checkpoint, Node, ObjectRef, TensorRef, walk
+from exporter.checkpoint.pickle_budget import Budget
 from exporter.checkpoint.pickle_calls import locate_calls
 from exporter.checkpoint.pickle_meanings import MalformedPickle, Meaning
 from exporter.checkpoint.pickle_ops import Unpickler
@@ -28,6 +29,7 @@ __all__ = ["read_torchscript"]
 MAX_CODE_BYTES = 1 << 26
 _MAX_MODULES = 100_000
 _MAX_LEVELS = 100
+_MAX_STEPS, _MAX_NAME = 1 << 21, 1000
 _LINES = re.compile(r"^class (\w+)\((\w+)\):$|^  __(parameters|buffers)__ = \[(.*)\]$", re.MULTILINE)
 _NAMES = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _PACKED = "__torch__.torch.classes."
@@ -48,8 +50,9 @@ def read_torchscript(window: Window, members: Mapping[str, Member], root: str, p
         CheckpointError: E108 to E113, or E134: it holds no modules, or their classes do not fit.
     """
     metadata = read_labels(window, members, root, path)
-    modules, found = _unpickled(window, members, root, "data", path)
-    constants, more = _unpickled(window, members, root, "constants", path)
+    budget = Budget(window.size_bytes)
+    modules, found = _unpickled(window, members, root, "data", path, budget)
+    constants, more = _unpickled(window, members, root, "constants", path, budget)
     classes = _classes(window, members, root, path)
     if not isinstance(modules, ObjectRef) or str(modules.callee) not in classes:
         raise _refused(path, f"{root}/data.pkl", f"no module, but {str(getattr(modules, 'callee', type(modules).__name__))[:80]}")
@@ -65,12 +68,12 @@ def read_torchscript(window: Window, members: Mapping[str, Member], root: str, p
     return Checkpoint(path, "TorchScript, its code not run", window.size_bytes, state, named, calls, metadata)
 
 
-def _unpickled(window: Window, members: Mapping[str, Member], root: str, folder: str, path: Location) -> tuple[Node, Unpickler]:
+def _unpickled(window: Window, members: Mapping[str, Member], root: str, folder: str, path: Location, budget: Budget) -> tuple[Node, Unpickler]:
     name = f"{root}/{folder}.pkl"
     if name not in members:
         raise _refused(path, name, "no such member")
     content = content_of(window.source, members[name], path, limit=MAX_PICKLE_BYTES)
-    unpickler = Unpickler(content, persistent=StorageFinder(members, f"{root}/{folder}", path), meanings=_MEANINGS)
+    unpickler = Unpickler(content, persistent=StorageFinder(members, f"{root}/{folder}", path), meanings=_MEANINGS, budget=budget)
     try:
         tree = unpickler.load()
         locate_calls(tree, {})  # for its depth
@@ -83,11 +86,11 @@ def _unpickled(window: Window, members: Mapping[str, Member], root: str, folder:
 def _entries(top: ObjectRef, classes: Mapping[str, _ModuleClass], path: Location) -> Iterator[tuple[str, Node]]:
     """Yield what ``state_dict()`` of the module would hold, in its order; what is no plain tensor is yielded as its record."""
     todo: list[tuple[str, int, ObjectRef]] = [("", 0, top)]
-    visited = 0
+    visited = steps = 0
     while todo:
         prefix, level, module = todo.pop()
         visited += 1
-        if visited > _MAX_MODULES or level > _MAX_LEVELS:
+        if visited > _MAX_MODULES or level > _MAX_LEVELS or steps > _MAX_STEPS:
             facts = {"file": path, "found": f"{visited} modules, {level} levels deep"}
             raise CheckpointError("E111", "the program of the checkpoint has more modules than a model has", facts=facts)
         state = module.state
@@ -95,6 +98,7 @@ def _entries(top: ObjectRef, classes: Mapping[str, _ModuleClass], path: Location
             yield prefix.rstrip(".") or "module", module
             continue
         declared = classes[str(module.callee)]
+        steps += (len(declared.parameters) + len(declared.buffers) + len(state)) * (1 + len(prefix) // 64)
         for names, is_parameter in ((declared.parameters, True), (declared.buffers, False)):
             for name in names:
                 value = state.get(name)
@@ -130,7 +134,7 @@ def _classes(window: Window, members: Mapping[str, Member], root: str, path: Loc
                     raise _refused(path, name, f"the class {label} twice")
             elif declared is not None:
                 listed = declared.parameters if kind == "parameters" else declared.buffers
-                listed += [part for part in _NAMES.findall(names) if part not in listed]
+                listed[:] = dict.fromkeys([*listed, *(part for part in _NAMES.findall(names) if len(part) <= _MAX_NAME)])
     return classes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _MAX_NAMES = 8
+_MAX_COUNTED = 500_000
 
 
 @click.command("inspect")
@@ -132,9 +134,10 @@ def _code(checkpoint: Checkpoint) -> list[str]:
 
 
 def _tree(checkpoint: Checkpoint, depth: int | None) -> list[str]:
-    from exporter.artifacts import GlobalRef, ObjectRef, TensorRef, walk
+    from exporter.artifacts import GlobalRef, ObjectRef, TensorRef, brief, walk
 
     lines = []
+    left = _MAX_COUNTED  # the same branch may stand in many places
     for at, node in walk(checkpoint.root):
         level = at.count("/") + at.count(".<")
         if not at or (depth is not None and level >= depth):
@@ -142,15 +145,17 @@ def _tree(checkpoint: Checkpoint, depth: int | None) -> list[str]:
         name = at.rpartition("/")[2]
         if isinstance(node, TensorRef):
             text = f"{node.dtype} {list(node.shape)}"
-        elif isinstance(node, (dict, list, tuple, frozenset)):
-            inside = sum(isinstance(item, TensorRef) for _, item in walk(node))
+        elif isinstance(node, (dict, list, tuple, set, frozenset)):
+            kinds = [isinstance(item, TensorRef) for _, item in itertools.islice(walk(node), left)]
+            left -= len(kinds)
+            inside = sum(kinds) if left > 0 else 0
             text = f"{type(node).__name__} of {len(node)}" + (f", {inside} tensors" if inside else "")
         elif isinstance(node, ObjectRef):
             text = f"object {node.callee} (not executed)"
         elif isinstance(node, GlobalRef):
             text = f"global {node}"
         else:
-            text = repr(node)[:80]
+            text = repr(node[:80])[:80] if isinstance(node, (str, bytes)) else brief(node)
         lines.append(f"  {'  ' * level}{name}  {text}")
     return lines
 

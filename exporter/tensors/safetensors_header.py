@@ -6,13 +6,12 @@ duplicate keys, so two programs can see different tensors in one file; here a du
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from exporter.errors import CheckpointError
 from exporter.locations import Location
+from exporter.tensors.bounded_json import MalformedJson, parse_json
 from exporter.tensors.dtypes import Dtype, dtype_from_safetensors
 from exporter.tensors.sources import ByteSource
 from exporter.tensors.views import MAX_DIMENSIONS
@@ -66,11 +65,9 @@ def _parse(text: bytes, data_start: int, file_size: int) -> SafetensorsHeader:
     if not text.startswith(b"{"):
         raise _Refused("a header that does not begin with '{'")
     try:
-        table = json.loads(text.rstrip(b" ").decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
-        raise _Refused(f"a header that is no JSON ({type(err).__name__})") from err
-    except ValueError as err:  # ours, or an integer with too many digits
-        raise _Refused(str(err)) from err
+        table = parse_json(text.rstrip(b" "))
+    except MalformedJson as err:
+        raise _Refused(f"a header that holds {err}") from err
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _Refused("a __metadata__ that is not text by name")
@@ -79,7 +76,7 @@ def _parse(text: bytes, data_start: int, file_size: int) -> SafetensorsHeader:
     position = data_start
     for entry in entries:
         if entry.begin != position:
-            raise _Refused(f"a {'gap' if entry.begin > position else 'overlap'} before tensor {entry.name!r}")
+            raise _Refused(f"a {'gap' if entry.begin > position else 'overlap'} before tensor {entry.name[:80]!r}")
         position = entry.end
     if position != file_size:
         raise _Refused(f"tensors that end at byte {position} in a file of {file_size}")
@@ -88,33 +85,20 @@ def _parse(text: bytes, data_start: int, file_size: int) -> SafetensorsHeader:
 
 def _entry(name: str, item: object, data_start: int) -> SafetensorsEntry:
     if not isinstance(item, dict) or set(item) != {"dtype", "shape", "data_offsets"}:
-        raise _Refused(f"tensor {name!r} without exactly dtype, shape and data_offsets")
+        raise _Refused(f"tensor {name[:80]!r} without exactly dtype, shape and data_offsets")
     dtype = dtype_from_safetensors(item["dtype"]) if isinstance(item["dtype"], str) else None
     if dtype is None:
-        raise _Refused(f"tensor {name!r} of unknown dtype {str(item['dtype'])[:40]!r}")
+        raise _Refused(f"tensor {name[:80]!r} of unknown dtype {str(item['dtype'])[:40]!r}")
     shape, offsets = item["shape"], item["data_offsets"]
     if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
-        raise _Refused(f"tensor {name!r} with the shape {str(shape)[:80]}")
+        raise _Refused(f"tensor {name[:80]!r} with the shape {str(shape)[:80]}")
     if not _are_counts(offsets) or len(offsets) != 2:
-        raise _Refused(f"tensor {name!r} with the data_offsets {str(offsets)[:80]}")
+        raise _Refused(f"tensor {name[:80]!r} with the data_offsets {str(offsets)[:80]}")
     begin, end = offsets
     if end - begin != math.prod(shape) * dtype.size_bytes:
-        raise _Refused(f"tensor {name!r}: {end - begin} bytes for {dtype.name} of shape {tuple(shape)}")
+        raise _Refused(f"tensor {name[:80]!r}: {end - begin} bytes for {dtype.name} of shape {tuple(shape)}")
     return SafetensorsEntry(name, dtype, tuple(shape), data_start + begin, data_start + end)
 
 
 def _are_counts(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise _Refused(f"the key {twice!r} twice")
-    return table
-
-
-def _no_constant(name: str) -> None:
-    raise _Refused(f"the constant {name}")

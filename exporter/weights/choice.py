@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import Checkpoint, EmaCandidate
 from exporter.errors import LayoutError
 from exporter.weights.layout import Average, Match, WeightSet
+from exporter.weights.naming import near_misses
 from exporter.weights.reading import candidate_of, looked_at, top_keys
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["check_health", "choose_average", "choose_raw", "refuse_unreadable"]
 
 _MAX_CALLS_SHOWN = 8
+_MAX_AVERAGES_SHOWN = 16
 
 
 def refuse_unreadable(checkpoint: Checkpoint, match: Match) -> None:
@@ -47,6 +48,8 @@ def choose_average(checkpoint: Checkpoint, match: Match, config: BakeConfig) -> 
             alone (E225).
     """
     names = [average.name for average in match.averages]
+    more = len(names) - _MAX_AVERAGES_SHOWN
+    shown = [*names[:_MAX_AVERAGES_SHOWN], *([f"... {more} more"] if more > 0 else [])]
     if not match.averages:
         facts = {"file": checkpoint.path, "looked at": ", ".join(looked_at()), "found": ", ".join(top_keys(checkpoint))}
         if match.raw is not None and match.raw.remark:
@@ -57,18 +60,18 @@ def choose_average(checkpoint: Checkpoint, match: Match, config: BakeConfig) -> 
         for average in match.averages:
             if average.name == config.ema:
                 return average
-        near = difflib.get_close_matches(config.ema, names, n=1)
-        facts = {"file": checkpoint.path, "found": ", ".join(names), "expected": config.ema}
+        near = near_misses(config.ema, names)
+        facts = {"file": checkpoint.path, "found": ", ".join(shown), "expected": config.ema}
         raise LayoutError("E206", f"no EMA in this checkpoint is called {config.ema!r}", facts=facts, help=f"--ema {(near or names)[0]}")
     named = tuple(average for average in match.averages if not average.on_request)
     if not named:
-        facts = {"file": checkpoint.path, "found": ", ".join(names), "meaning": match.averages[0].weights.remark}
+        facts = {"file": checkpoint.path, "found": ", ".join(shown), "meaning": match.averages[0].weights.remark}
         help_text = f"--ema {names[0]} takes it on purpose, --weights raw the weights that were trained"
         raise LayoutError("E225", "the only average here is one that is taken only by name", facts=facts, help=help_text)
     if len(named) > 1:
-        rows = [_row(candidate_of(average, decay=config.decay)) for average in match.averages]
+        rows = [_row(candidate_of(average, decay=config.decay)) for average in match.averages[:_MAX_AVERAGES_SHOWN]]
         facts = {"file": checkpoint.path, "found": "\n".join(rows)}
-        help_text = f"choose one: {'  or  '.join(f'--ema {name}' for name in names)}"
+        help_text = f"choose one: {'  or  '.join(f'--ema {name}' for name in names[:_MAX_AVERAGES_SHOWN])}"
         raise LayoutError("E205", "this checkpoint has several EMAs, and none was chosen", facts=facts, help=help_text)
     return named[0]
 

@@ -20,7 +20,8 @@ def left_behind(checkpoint: Checkpoint, match: Match, plan: BakePlan) -> dict[st
     if match.raw is not None:
         groups.append(("raw weights", match.raw.tensors.values()))
     groups += [(f"ema {average.name}", average.weights.tensors.values()) for average in match.averages]
-    groups += [("optimizer", _tensors(node)) for _, node in walk(checkpoint.root) if child(node, "param_groups") is not None]
+    optimizers = [node for _, node in walk(checkpoint.root) if child(node, "param_groups") is not None]
+    groups.append(("optimizer", _tensors(optimizers)))
     groups.append(("other tensors", _tensors(checkpoint.root)))
     left: dict[str, int] = {}
     for label, refs in groups:

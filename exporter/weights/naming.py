@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,9 +13,18 @@ from exporter.locations import Location
 from exporter.weights.blend import Source
 from exporter.weights.layout import Average, WeightSet
 
-__all__ = ["fit_in_order", "forward_names", "list_as_weights", "name_in_order", "refuse_unexplained"]
+__all__ = ["fit_in_order", "forward_names", "list_as_weights", "name_in_order", "near_misses", "refuse_unexplained"]
 
 _MAX_SHOWN = 8
+_MAX_COMPARED, _MAX_COMPARED_LENGTH = 500, 200
+
+
+def near_misses(name: str, names: Iterable[str]) -> list[str]:
+    """Return the name of ``names`` that is most like ``name``, or none; of very many and very long ones some are compared."""
+    known = [other[:_MAX_COMPARED_LENGTH] for other in itertools.islice(names, _MAX_COMPARED)]
+    return difflib.get_close_matches(name[:_MAX_COMPARED_LENGTH], known, n=1)
+
+
 _MAX_STATES = 10_000
 """Ways to be followed at once when groups are fitted into the order of a model; a file with more leaves the order open."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +12,7 @@ from exporter.tensors import DTYPES, ordered_specs, size_bytes
 from exporter.weights.batch_norm import refuse_without_statistics, statistics_from
 from exporter.weights.blend import Source, inputs_of, scaled
 from exporter.weights.layout import Average, WeightSet
+from exporter.weights.naming import near_misses
 
 if TYPE_CHECKING:
     from exporter.config import BakeConfig
@@ -137,7 +137,7 @@ def _below_prefix(checkpoint: Checkpoint, tensors: Mapping[str, _T], prefix: str
     if not below:
         prefixes = list(dict.fromkeys(name.partition(".")[0] + "." for name in tensors if "." in name))
         facts = {"file": checkpoint.path, "found": _shown(prefixes) or _shown(list(tensors)), "expected": prefix}
-        near = difflib.get_close_matches(prefix, prefixes, n=1)
+        near = near_misses(prefix, prefixes)
         help_text = f"--strip-prefix {near[0]}" if near else "leave out --strip-prefix: the names are the model's own already"
         raise LayoutError("E223", f"no tensor has a name that begins with {prefix!r}", facts=facts, help=help_text)
     return below
@@ -163,7 +163,7 @@ def _check_same_names(checkpoint: Checkpoint, average: Average, raw: WeightSet) 
         facts |= {"missing": _shown(missing), "expected": f"every tensor of {raw.at!r}"}
         if extra:
             facts["extra"] = _shown(extra)
-        near = difflib.get_close_matches(missing[0], extra, n=1)
+        near = near_misses(missing[0], extra)
         if near:
             facts["near miss"] = f"{missing[0]} (raw) and {near[0]} (average)"
         raise LayoutError("E207", f"the average lacks {_counted(missing)} of the raw weights", facts=facts)

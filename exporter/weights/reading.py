@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from exporter.artifacts import Checkpoint, EmaCandidate, LayoutReading, TensorSpec
+from exporter.artifacts import Checkpoint, EmaCandidate, LayoutReading, TensorSpec, brief
+from exporter.errors import LayoutError
 from exporter.tensors import size_bytes
 from exporter.weights.batch_norm import source_of
 from exporter.weights.blend import Source
@@ -15,11 +16,14 @@ from exporter.weights.layout import Average, Match, WeightSet
 from exporter.weights.layouts import layouts
 from exporter.weights.naming import name_in_order
 from exporter.weights.optimizer import optimizer_slots
+from exporter.weights.repetition import refuse_repetition
 from exporter.weights.state_dicts import same_values
 
 __all__ = ["candidate_of", "looked_at", "match_layout", "read_layout", "top_keys"]
 
 _MAX_KEYS_SHOWN = 40
+MAX_AVERAGES = 500
+"""Post-hoc averages have some tens of snapshots, and no library more."""
 
 
 def read_layout(checkpoint: Checkpoint, *, decay: float | None = None, parameter_order: tuple[TensorSpec, ...] | None = None) -> LayoutReading:
@@ -64,6 +68,7 @@ def read_layout(checkpoint: Checkpoint, *, decay: float | None = None, parameter
 
 def match_layout(checkpoint: Checkpoint) -> Match:
     """Return the first layout that matches, with the averages that other layouts see beside its own."""
+    refuse_repetition(checkpoint)
     first: Match | None = None
     for layout in layouts():
         match = layout.read(checkpoint)
@@ -73,6 +78,9 @@ def match_layout(checkpoint: Checkpoint) -> Match:
             first = match
         if first.refusal:
             break
+        if len(match.averages) > MAX_AVERAGES:
+            facts = {"file": checkpoint.path, "found": f"{len(match.averages)} averages", "expected": f"at most {MAX_AVERAGES}"}
+            raise LayoutError("E161", "the checkpoint holds more averages than any trainer keeps", facts=facts)
         known = [average.weights.at for average in first.averages] + ([first.raw.at] if first.raw is not None and first.raw.at else [])
         more = tuple(average for average in match.averages if not any(f"{average.weights.at}/".startswith(f"{at}/") for at in known))
         if more and match is not first and not match.refusal:
@@ -132,7 +140,7 @@ def top_keys(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Return the keys at the top of the file, the first of very many."""
     if not isinstance(checkpoint.root, Mapping):
         return (f"a single {type(checkpoint.root).__name__}",)
-    keys = [str(key)[:80] for key in list(checkpoint.root)[:_MAX_KEYS_SHOWN]]
+    keys = [brief(key) for key in list(checkpoint.root)[:_MAX_KEYS_SHOWN]]
     left = len(checkpoint.root) - len(keys)
     return (*keys, *([f"... {left} more"] if left else []))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from exporter.artifacts import Node, ObjectRef, TensorRef
@@ -15,9 +16,11 @@ __all__ = ["as_weights", "child", "is_module", "own_names", "same_values"]
 MAX_MODULES = 100_000
 """Module paths visited in a pickled module; shared submodules count once for every path, as in torch's state dict."""
 
-_MAX_LEVELS = 100
+_MAX_LEVELS, _MAX_STEPS, _MAX_PREFIX = 100, 1 << 21, 10_000
+_TABLES = ("_parameters", "_buffers", "_modules")
 
-_COMPILED = "_orig_mod."
+_COMPILED, _WRAPPER, _MAX_WRAPPERS = "_orig_mod.", "module.", 16
+_MAX_SHOWN = 8
 _EXTRA_STATE = "_extra_state"
 
 
@@ -63,17 +66,27 @@ def own_names(weights: WeightSet, *, wrappers: int = 0, like: WeightSet | None =
         LayoutError: two names become one (E216).
     """
     names = {name: name.replace(_COMPILED, "") for name in [*weights.tensors, *weights.others]}
-    while all(own.startswith("module.") for own in names.values()):
-        if wrappers <= 0 and like is not None and set(names.values()) & set(like.tensors):
+    most = min((_wrappers(own) for own in names.values()), default=0)
+    known = frozenset(like.tensors) if like is not None else frozenset()
+    for taken in range(most):
+        if taken >= wrappers and known and any(own[taken * len(_WRAPPER) :] in known for own in names.values()):
+            most = taken
             break
-        names = {name: own.removeprefix("module.") for name, own in names.items()}
-        wrappers -= 1
+    names = {name: own[most * len(_WRAPPER) :] for name, own in names.items()}
     if len(set(names.values())) != len(names):
-        twice = sorted({own for own in names.values() if list(names.values()).count(own) > 1})
-        facts = {"at": weights.at, "found": ", ".join(name for name, own in names.items() if own == twice[0])}
-        raise LayoutError("E216", f"two tensors would both be called {twice[0]!r}", facts=facts)
+        twice = min(own for own, times in Counter(names.values()).items() if times > 1)
+        facts = {"at": weights.at, "found": ", ".join([name for name, own in names.items() if own == twice][:_MAX_SHOWN])}
+        raise LayoutError("E216", f"two tensors would both be called {twice!r}", facts=facts)
     tensors = {names[name]: ref for name, ref in weights.tensors.items()}
     return WeightSet(weights.at, tensors, {names[name]: node for name, node in weights.others.items()}, weights.remark)
+
+
+def _wrappers(name: str) -> int:
+    """Return how often ``module.`` stands at the front of a name; no trainer wraps more often than a few times."""
+    taken = 0
+    while taken < _MAX_WRAPPERS and name.startswith(_WRAPPER, taken * len(_WRAPPER)):
+        taken += 1
+    return taken
 
 
 def same_values(one: WeightSet, other: WeightSet) -> bool:
@@ -99,11 +112,12 @@ def _same_bytes(one: Source, other: Source) -> bool:
 def _module_entries(module: Node, at: str) -> Iterator[tuple[str, Node]]:
     """Yield what ``module.state_dict()`` would hold, in its order."""
     todo: list[tuple[str, int, Node]] = [("", 0, module)]
-    visited = 0
+    visited = steps = 0
     while todo:
         prefix, level, node = todo.pop()
         visited += 1
-        if visited > MAX_MODULES or level > _MAX_LEVELS:
+        steps += sum(len(table) for kind in _TABLES if isinstance(table := _attributes(node).get(kind), Mapping)) * (1 + len(prefix) // 64)
+        if visited > MAX_MODULES or level > _MAX_LEVELS or steps > _MAX_STEPS or len(prefix) > _MAX_PREFIX:
             facts = {"at": at, "found": f"{visited} submodules, {level} levels deep"}
             raise LayoutError("E217", "the pickled module contains itself, or has more submodules than a model has", facts=facts)
         attributes = _attributes(node)
@@ -115,7 +129,7 @@ def _module_entries(module: Node, at: str) -> Iterator[tuple[str, Node]]:
                     yield f"{prefix}{name}", value
         children = attributes.get("_modules")
         todo += [
-            (f"{prefix}{name}.", level + 1, value)
+            (f"{prefix}{str(name)[: 2 * _MAX_PREFIX]}.", level + 1, value)
             for name, value in reversed(list(children.items()) if isinstance(children, Mapping) else [])
             if isinstance(value, ObjectRef)
         ]

@@ -69,10 +69,14 @@ def load_weights(path: Path, *, key: str | None = None) -> Weights | None:
     (any key where it is None).
     """
     content = read_record(path, key=key, measure=digest_of_contents)
-    if content is None or set(content) != {"tensors", "summary", "provenance"} or content["provenance"].get("stage") != _STAGE:
+    if content is None or set(content) != {"tensors", "summary", "provenance"}:
         return None
-    tensors = tuple(TensorSpec(item["name"], tuple(item["shape"]), item["dtype"]) for item in content["tensors"])
-    return Weights(path, recorded_digest(path), tensors, _summary(content["summary"]), Provenance(**content["provenance"]))
+    try:
+        provenance, summary = Provenance(**content["provenance"]), _summary(content["summary"])
+        tensors = tuple(TensorSpec(item["name"], tuple(item["shape"]), item["dtype"]) for item in content["tensors"])
+    except (KeyError, TypeError, ValueError, AttributeError):  # ours, and with other fields: another release wrote it
+        return None
+    return Weights(path, recorded_digest(path), tensors, summary, provenance) if provenance.stage == _STAGE else None
 
 
 def _summary(content: Mapping[str, Any]) -> BakeSummary:

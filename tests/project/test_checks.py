@@ -15,7 +15,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEFAULT = {"changelog", "demo", "docs", "imports", "lint", "peers", "py", "typing"}
-ON_DEMAND = {"bench", "constraints", "fixtures", "gpu"}
+ON_DEMAND = {"bench", "constraints", "fixtures", "fuzz", "gpu"}
 
 
 def tox_ini() -> configparser.ConfigParser:

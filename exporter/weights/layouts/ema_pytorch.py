@@ -25,8 +25,12 @@ def read(checkpoint: Checkpoint) -> Match | None:
     """Recognise ``ema_model.`` names beside ``initted`` and ``step``, at the top or under any key."""
     averages: list[Average] = []
     raw: WeightSet | None = None
+    beside: list[WeightSet | None] = []
     for name, at, weights in _places(checkpoint.root):
-        own = _behind(weights, RAW) or raw_weights(checkpoint.root)
+        own = _behind(weights, RAW)
+        if own is None:
+            beside = beside or [raw_weights(checkpoint.root)]
+            own = beside[0]
         own = own_names(own) if own is not None else None
         raw = raw or own
         average = _behind(weights, AVERAGE)

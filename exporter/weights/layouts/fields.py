@@ -16,6 +16,8 @@ MAX_SIZE = 1 << 20
 """No model has more classes or channels."""
 _MAX_ITEMS = 16
 
+_MAX_STORAGE_BYTES = 1 << 20
+"""A counter is read with all of its storage, for the checksum: one inside of a large storage is no counter of a trainer."""
 _FLOATS = {"float64": "<d", "float32": "<f", "float16": "<e"}
 
 
@@ -28,7 +30,7 @@ def argument(arguments: Node, name: str) -> Node:
 
 def count(node: Node | Blend) -> int | None:
     """Return a number of updates, written as an integer or an integer tensor; None for anything else or below 0."""
-    value = read_integer(node) if isinstance(node, TensorRef) else node
+    value = (read_integer(node) if node.storage.size_bytes <= _MAX_STORAGE_BYTES else None) if isinstance(node, TensorRef) else node
     return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
@@ -48,7 +50,7 @@ def number(node: Node | Blend, *, above: float = 0.0, below: float = math.inf) -
 
 
 def _single_float(ref: TensorRef) -> float | None:
-    if ref.dtype not in _FLOATS or ref.num_elements != 1:
+    if ref.dtype not in _FLOATS or ref.num_elements != 1 or ref.storage.size_bytes > _MAX_STORAGE_BYTES:
         return None
     with TensorReader() as reader:
         content = b"".join(bytes(part) for part in reader.chunks(ref))

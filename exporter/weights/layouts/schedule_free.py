@@ -39,7 +39,7 @@ class _Parameter:
 
 def read(checkpoint: Checkpoint) -> Match | None:
     """Recognise an optimizer whose groups have ``weight_sum`` and ``lr_max``, and whose states have ``z``."""
-    found = [(at, node) for at, node in walk(checkpoint.root) if _is_schedule_free(node)]
+    found = [(at, node) for at, node in walk(checkpoint.root) if isinstance(node, dict) and _is_schedule_free(node)]
     raw = raw_weights(checkpoint.root)
     if not found or raw is None:
         return None
