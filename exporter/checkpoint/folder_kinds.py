@@ -6,6 +6,7 @@ from pathlib import Path
 
 from exporter.artifacts import Checkpoint
 from exporter.checkpoint.deepspeed import LATEST, is_deepspeed, read_deepspeed
+from exporter.checkpoint.diffusers_folder import is_saved_model, pair_in, read_pair, read_saved_model
 from exporter.checkpoint.distributed import METADATA, read_distributed
 from exporter.checkpoint.folders import list_names
 from exporter.checkpoint.safetensors_shards import find_index, read_shards
@@ -39,6 +40,11 @@ def open_folder(folder: Path) -> Checkpoint:
     if index is not None:
         with open_regular(index) as file:
             return read_shards(file, index)
+    if is_saved_model(names):
+        return read_saved_model(folder)
+    pair = pair_in(folder, names)
+    if pair:
+        return read_pair(folder, pair)
     if STATE_FILE in names or sum(name.endswith(INDEX_SUFFIX) for name in names) == 1:
         return read_latest(folder, names)
     if names & _ORBAX:

@@ -132,29 +132,37 @@ def test_lightning_stochastic_weight_averaging(tmp_path: Path) -> None:
 
 
 def test_mmengine(tmp_path: Path) -> None:
-    """EMAHook swaps when it saves: its own averaged model is what is baked, from the plain names."""
+    """EMAHook in mmengine's own Runner swaps when it saves: its averaged model is what is baked, from the plain names."""
     pytest.importorskip("mmengine", reason="mmengine is not installed")
     from mmengine.hooks import EMAHook
-    from mmengine.logging import MessageHub
-    from mmengine.model import ExponentialMovingAverage
+    from mmengine.model import BaseModel
+    from mmengine.runner import Runner
+    from torch.utils.data import DataLoader, TensorDataset
 
-    model = network()
-    averaged = ExponentialMovingAverage(model, momentum=0.1)
-    for _ in range(4):
-        train(model)
-        averaged.update_parameters(model)
-    wanted, raw = snapshot(averaged.module.state_dict()), snapshot(model.state_dict())
-    hub = MessageHub("averages")
-    hub.update_scalar("train/loss", 0.5)
-    hook = EMAHook()
-    hook.ema_model, hook.enabled_by_epoch = averaged, True
-    content = {"meta": {"epoch": 1}, "state_dict": model.state_dict(), "message_hub": hub.state_dict(), "optimizer": {}}
-    hook.before_save_checkpoint(None, content)
-    torch.save(content, tmp_path / "epoch_1.pth")
-    reading = read_layout(open_checkpoint(tmp_path / "epoch_1.pth"))
+    class Model(BaseModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: torch.Tensor, mode: str = "tensor") -> object:
+            return {"loss": self.net(x).square().mean()} if mode == "loss" else self.net(x)
+
+    hook, model = EMAHook(momentum=0.1), Model()
+    runner = Runner(
+        model=model,
+        work_dir=str(tmp_path / "work"),
+        train_dataloader=DataLoader(TensorDataset(torch.randn(16, 3, generator=torch.Generator().manual_seed(0))), batch_size=4),
+        train_cfg={"by_epoch": True, "max_epochs": 1},
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
+        custom_hooks=[hook],
+    )
+    runner.train()
+    path = tmp_path / "work" / "epoch_1.pth"
+    wanted, raw = snapshot(hook.ema_model.module.state_dict()), snapshot(model.state_dict())
+    reading = read_layout(open_checkpoint(path))
     assert (reading.layout, reading.candidates[0].name, reading.candidates[0].updates) == ("mmengine", "state_dict", 4)
-    assert_baked(tmp_path / "epoch_1.pth", wanted, raw)
-    assert_baked(tmp_path / "epoch_1.pth", raw, raw, choice="raw")
+    assert_baked(path, wanted, raw)
+    assert_baked(path, raw, raw, choice="raw")
 
 
 def order_of(model: nn.Module) -> tuple[TensorSpec, ...]:
@@ -265,3 +273,108 @@ def test_mmcv(tmp_path: Path) -> None:
     assert read_layout(open_checkpoint(tmp_path / "epoch_1.pth")).layout == "mmcv"
     assert_baked(tmp_path / "epoch_1.pth", wanted, raw)
     assert_baked(tmp_path / "epoch_1.pth", raw, raw, choice="raw")
+
+
+def test_the_folders_of_diffusers(tmp_path: Path) -> None:
+    """EMAModel.save_pretrained beside the model's own folder: parameters as its own from_pretrained gives them, schedule from config.json."""
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    from diffusers import UNet2DModel
+    from diffusers.training_utils import EMAModel
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,), "norm_num_groups": 4}
+    model = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, add_attention=False, **blocks)
+    averaged = EMAModel(model.parameters(), decay=0.9, model_cls=UNet2DModel, model_config=model.config)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(4):
+        model(torch.randn(1, 1, 8, 8), 1).sample.square().mean().backward()
+        optimizer.step()
+        averaged.step(model.parameters())
+    model.save_pretrained(tmp_path / "checkpoint-4" / "unet")
+    averaged.save_pretrained(tmp_path / "checkpoint-4" / "unet_ema")
+    again = UNet2DModel.from_pretrained(tmp_path / "checkpoint-4" / "unet_ema")
+    reading = read_layout(open_checkpoint(tmp_path / "checkpoint-4"))
+    (candidate,) = reading.candidates
+    assert (reading.layout, candidate.name, candidate.updates, candidate.decay) == ("diffusers", "unet_ema", 4, 0.9)
+    raw = snapshot(model.state_dict())
+    assert_baked(tmp_path / "checkpoint-4", again.state_dict(), raw, allow_cold=True)
+    assert_baked(tmp_path / "checkpoint-4", raw, raw, choice="raw")
+
+
+def test_ignite_in_a_file_of_its_own(tmp_path: Path) -> None:
+    """ignite's Checkpoint writes an average alone under its name: taken by name, with the handler's own values."""
+    pytest.importorskip("ignite", reason="pytorch-ignite is not installed")
+    from ignite.engine import Engine
+    from ignite.handlers import Checkpoint, DiskSaver, EMAHandler
+
+    model = network()
+    handler = EMAHandler(model, momentum=0.1)
+    engine = Engine(lambda _, __: train(model))
+    handler.attach(engine)
+    engine.run(range(5), max_epochs=1)
+    Checkpoint({"ema_model": handler.ema_model}, DiskSaver(tmp_path, require_empty=False))(engine)
+    (path,) = tmp_path.glob("ema_model_*.pt")
+    assert read_layout(open_checkpoint(path)).layout == "ignite"
+    bake(open_checkpoint(path), BakeConfig(ema="ema_model"), tmp_path / "out.safetensors")
+    baked = open_checkpoint(tmp_path / "out.safetensors").root
+    for name, tensor in handler.ema_model.state_dict().items():
+        assert read_tensor(baked[name]).tobytes() == tensor.numpy().tobytes(), name
+
+
+@pytest.mark.parametrize("use_buffers", [False, True], ids=["buffers copied", "buffers averaged"])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "compiled"])
+def test_averaged_model(wrapped: bool, use_buffers: bool, tmp_path: Path) -> None:
+    """torch's AveragedModel, also over a compiled model: the values of its module, under the model's own names."""
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    model = network()
+    averaged = AveragedModel(torch.compile(model) if wrapped else model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=use_buffers)
+    for _ in range(4):
+        train(model)
+        averaged.update_parameters(torch.compile(model) if wrapped else model)
+    torch.save({"model": model.state_dict(), "ema": averaged.state_dict()}, tmp_path / "made.pt")
+    wanted = {name.removeprefix("_orig_mod."): tensor for name, tensor in averaged.module.state_dict().items()}
+    assert any("_orig_mod." in name for name in averaged.state_dict()) == wrapped
+    assert_baked(tmp_path / "made.pt", wanted, model.state_dict())
+
+
+def test_averaged_model_with_statistics_estimated_anew(tmp_path: Path) -> None:
+    """After update_bn BatchNorm's statistics are neither raw nor averaged: those of the averaged model are baked, also from the pickled object."""
+    from torch.optim.swa_utils import AveragedModel, update_bn
+
+    model = network()
+    averaged = AveragedModel(model)
+    for _ in range(4):
+        train(model)
+        averaged.update_parameters(model)
+    update_bn([torch.randn(8, 3) for _ in range(3)], averaged)
+    assert not torch.equal(averaged.module[1].running_mean, model[1].running_mean)
+    torch.save({"model": model.state_dict(), "swa_model": averaged.state_dict()}, tmp_path / "state.pt")
+    torch.save({"model": model.state_dict(), "swa_model": averaged}, tmp_path / "object.pt")
+    for name in ("state.pt", "object.pt"):
+        assert read_layout(open_checkpoint(tmp_path / name)).candidates[0].updates == 4
+        assert_baked(tmp_path / name, averaged.module.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["V2", "V3 in float32 beside bfloat16", "V3 without buffers"])
+def test_timm_averages(kind: str, tmp_path: Path) -> None:
+    """ModelEmaV2 and V3 through timm's own saver; V3 may keep float32 beside bfloat16 weights, and may copy buffers."""
+    timm_utils = pytest.importorskip("timm.utils", reason="timm is not installed")
+
+    half = kind == "V3 in float32 beside bfloat16"
+    model = network().to(torch.bfloat16) if half else network()
+    if kind == "V2":
+        averaged = timm_utils.ModelEmaV2(model, decay=0.9)
+    else:
+        averaged = timm_utils.ModelEmaV3(model, decay=0.9, exclude_buffers=kind == "V3 without buffers", **({"dtype": torch.float32} if half else {}))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(4):
+        model(torch.randn(8, 3, dtype=torch.bfloat16 if half else torch.float32)).square().mean().backward()
+        optimizer.step()
+        averaged.update(model)
+    folder = {"checkpoint_dir": str(tmp_path), "recovery_dir": str(tmp_path)}
+    timm_utils.CheckpointSaver(model, optimizer, model_ema=averaged, **folder).save_checkpoint(0, metric=1.0)
+    path = tmp_path / "last.pth.tar"
+    assert read_layout(open_checkpoint(path)).layout == "timm"
+    assert averaged.module[0].weight.dtype == torch.float32
+    assert_baked(path, averaged.module.state_dict(), model.state_dict())

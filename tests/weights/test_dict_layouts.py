@@ -152,20 +152,6 @@ def test_what_only_looks_like_an_average(read: Read) -> None:
         assert (reading.candidates, reading.raw_num_tensors) == ((), len(state))
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("ema_0.9999_100000.pt", "decay 0.9999"), ("ema_model_5.pt", "an average"), ("net-EMA.ckpt", "an average"), ("model100000.pt", "")],
-)
-def test_a_name_is_evidence_and_no_proof(name: str, said: str, model: nn.Module, save: Callable[..., object]) -> None:
-    """A bare state dict in a file that is named as an average: shown, never believed."""
-    from exporter.checkpoint import open_checkpoint
-    from exporter.weights import read_layout
-
-    reading = read_layout(open_checkpoint(save(model.state_dict(), name)))
-    assert reading.candidates == ()
-    assert (said in reading.raw_remark) if said else not reading.raw_remark
-
-
 def test_equal_copies_are_said(model: nn.Module, other_model: nn.Module, read: Read) -> None:
     """An average with the bytes of the raw weights, by the file's own checksums, is said to be none or applied."""
     twin = {name: tensor.clone() for name, tensor in model.state_dict().items()}

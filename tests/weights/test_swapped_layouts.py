@@ -53,7 +53,11 @@ SWAPPED: dict[str, tuple[dict[str, object], str, int | None]] = {
         "state_dict",
         7,
     ),
-    "mmengine": ({"meta": {}, "message_hub": {}, "state_dict": copy(AVERAGE), "ema_state_dict": MMENGINE_RAW}, "state_dict", 300),
+    "mmengine": (
+        {"meta": {"mmengine_version": "0.10.7"}, "message_hub": {}, "state_dict": copy(AVERAGE), "ema_state_dict": MMENGINE_RAW},
+        "state_dict",
+        300,
+    ),
     "mmcv": ({"meta": {"epoch": 1}, "state_dict": mmcv_state()}, "state_dict", None),
     "composer": (composer(AVERAGE, active=True, inner=RAW), "model", None),
 }

@@ -16,7 +16,7 @@ from exporter.weights.layouts.raw_only import raw_weights
 from exporter.weights.naming import list_as_weights
 from exporter.weights.state_dicts import child
 
-__all__ = ["LAYOUT"]
+__all__ = ["LAYOUT", "diffusers_schedule"]
 
 SHADOW = "shadow_params"
 
@@ -35,7 +35,7 @@ def _averages(root: Node) -> Iterator[Average]:
         items = child(node, SHADOW)
         weights = list_as_weights(items, f"{at}/{SHADOW}".lstrip("/")) if isinstance(items, (list, tuple)) else None
         if weights is not None:
-            schedule, updates = _diffusers(node) if child(node, "optimization_step") is not None else _torch_ema(node)
+            schedule, updates = diffusers_schedule(node) if child(node, "optimization_step") is not None else _torch_ema(node)
             yield Average(at or SHADOW, weights, schedule, updates, is_nameless=True)
 
 
@@ -44,7 +44,8 @@ def _torch_ema(node: Node) -> tuple[Schedule, int | None]:
     return Schedule("constant" if updates is None else "tensorflow", decay), updates
 
 
-def _diffusers(node: Node) -> tuple[Schedule, int | None]:
+def diffusers_schedule(node: Node) -> tuple[Schedule, int | None]:
+    """Return the schedule and the number of updates among the numbers that diffusers' EMAModel writes."""
     decay, updates = number(child(node, "decay"), below=1), count(child(node, "optimization_step"))
     minimum, after = number(child(node, "min_decay"), below=1) or 0.0, count(child(node, "update_after_step"))
     if after is None:
