@@ -174,6 +174,16 @@ def _central_entries(content: bytes, count: int, *, compressed_code: bool) -> It
 
 def _widened(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, int]:
     """Replace the fields that say "see zip64" by the 64-bit ones of the extra field, which come in this order."""
+    queue = iter(_zip64_values(extra))
+    try:
+        size, packed, offset = (next(queue) if field == _MAX32 else field for field in (size, packed, offset))
+    except (StopIteration, RuntimeError) as err:
+        raise _Refused("an entry that lacks its zip64 field") from err
+    return size, packed, offset
+
+
+def _zip64_values(extra: bytes) -> list[int]:
+    """Return the numbers of the zip64 field among the extra fields, nothing where there is none."""
     values: list[int] = []
     position = 0
     while position + 4 <= len(extra):
@@ -184,12 +194,7 @@ def _widened(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, in
                 raise _Refused("an entry with two zip64 fields")
             values = [value for (value,) in struct.iter_unpack("<Q", block[: len(block) // 8 * 8])]
         position += 4 + length
-    queue = iter(values)
-    try:
-        size, packed, offset = (next(queue) if field == _MAX32 else field for field in (size, packed, offset))
-    except (StopIteration, RuntimeError) as err:
-        raise _Refused("an entry that lacks its zip64 field") from err
-    return size, packed, offset
+    return values
 
 
 def _local_member(window: Window, entry: _Central, name: str, limit: int) -> tuple[Member, int]:
@@ -202,6 +207,9 @@ def _local_member(window: Window, entry: _Central, name: str, limit: int) -> tup
     if local_name != entry.name or flags != entry.flags or method != entry.method:
         raise _Refused(f"a local header that disagrees with the directory about {name!r}")
     deferred = bool(flags & _FLAG_DESCRIPTOR)
+    extra = window.read(len_extra, entry.header_offset + _LOCAL.size + len_name) if _MAX32 in {packed, size} else b""
+    if _zip64_values(extra):
+        size, packed, _ = _widened(extra, size, packed, 0)
     for here, there in ((crc32, entry.crc32), (packed, entry.size_bytes), (size, entry.full_bytes)):
         if here != there and not (deferred and here == 0) and not (here == _MAX32 and there >= _MAX32):
             raise _Refused(f"a local header that disagrees with the directory about {name!r}")

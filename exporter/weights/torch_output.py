@@ -25,7 +25,8 @@ TORCH_SUFFIXES = frozenset({".pt", ".pth"})
 _ROOT = "archive"
 _ALIGNMENT = 64
 _LOCAL_HEADER_BYTES, _ZIP64_BYTES = 30, 20
-_ZIP64_FROM = 1 << 31
+_ZIP64_FROM = 2_000_000_000
+"""Members from here on have sizes of 64 bits. ``zipfile`` sees to that by itself from 2 GiB / 1.05 on, which has to lie above."""
 _PADDING = 0x4246
 _BARE = TrainerForm()
 

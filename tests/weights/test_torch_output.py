@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.artifacts import TensorRef
+from exporter.artifacts import TensorRef, TensorSpec
 from exporter.checkpoint import open_checkpoint
 from exporter.config import BakeConfig
 from exporter.errors import ArtifactError, LayoutError
-from exporter.tensors import read_tensor
+from exporter.tensors import header_bytes, read_tensor
 from exporter.weights import TrainerForm, bake, save_torch
 
 Save = Callable[..., Path]
@@ -66,6 +69,49 @@ def test_our_own_reader_takes_it(digits: Path, tmp_path: Path) -> None:
         assert ref.storage.offset % 64 == 0
         if ref.dtype == "float32":
             np.testing.assert_array_equal(read_tensor(ref), wanted[f"module.{name}"].numpy())
+
+
+@pytest.mark.parametrize("limit", [1000, 4096, 100_000])
+def test_large_files_are_mapped_too(limit: int, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the limits of 32 bits lowered, members and places beyond them are in the form of 64 bits; torch and our reader take every tensor."""
+    monkeypatch.setattr("zipfile.ZIP64_LIMIT", limit)
+    monkeypatch.setattr("exporter.weights.torch_output._ZIP64_FROM", int(limit / 1.05))
+    around = {f"{size}": torch.arange(size, dtype=torch.uint8) for size in (1, limit - 1, limit, limit + 1, int(limit / 1.05) + 2)}
+    tensors = {**every_kind(), **around}
+    weights = bake(open_checkpoint(save({"state_dict": tensors})), BakeConfig(choice="raw"), tmp_path / "w.safetensors")
+    save_torch(weights, tmp_path / "out.pt")
+    with zipfile.ZipFile(tmp_path / "out.pt") as archive:
+        assert any(struct.unpack_from("<H", entry.extra)[0] == 1 for entry in archive.infolist() if entry.extra), "no member has 64 bits"
+    opened = open_checkpoint(tmp_path / "out.pt").root
+    for mmap in (False, True):
+        loaded = torch.load(tmp_path / "out.pt", weights_only=True, mmap=mmap)
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    for name, tensor in tensors.items():
+        ref = opened[name]
+        assert ref.storage.offset % 64 == 0
+        assert read_tensor(ref).tobytes() == tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_casting_takes_the_memory_of_a_chunk(dtype: str, tmp_path: Path) -> None:
+    """A tensor of 256 MB is cast, written and put into a torch file within 16 MB."""
+    size = 64 << 20
+    path = tmp_path / "large.safetensors"
+    with path.open("wb") as file:
+        file.write(header_bytes([TensorSpec("weight", (size,), "float32")], {}))
+        file.seek(size * 4 - 4, 1)  # a hole: zeros that take no disk
+        file.write(struct.pack("<f", 1.5))
+    checkpoint = open_checkpoint(path)
+    tracemalloc.start()
+    try:
+        weights = bake(checkpoint, BakeConfig(choice="raw", dtype=dtype), tmp_path / "out.safetensors")
+        save_torch(weights, tmp_path / "out.pt")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20
+    loaded = torch.load(tmp_path / "out.pt", weights_only=True, mmap=True)["weight"]
+    assert (loaded.shape, str(loaded.dtype), float(loaded[-1])) == ((size,), f"torch.{dtype}", 1.5)
 
 
 def test_refusals_leave_everything_as_it_was(digits: Path, save: Save, tmp_path: Path) -> None:
