@@ -16,11 +16,6 @@ from typing import Any, Literal
 from exporter.errors import ConfigError
 from exporter.sections import Section, SettingError, UnknownSettingError, setting
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 __all__ = [
     "BakeConfig",
     "Config",
@@ -322,12 +317,21 @@ def load_config(
         raise _config_error(err, where) from err
 
 
+def _parse_toml(text: str) -> dict[str, Any]:
+    """Return the table in ``text``; a ``ValueError`` says what is wrong with it."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
         raise ConfigError("E701", "the configuration file does not exist", facts={"file": path}, help="exporter init CKPT writes one") from err
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+    except (OSError, ValueError) as err:
         raise ConfigError("E702", "the configuration file cannot be read", facts={"file": path, "found": err}) from err
 
 
@@ -351,8 +355,8 @@ def _overlay_environment(table: dict[str, Any], environment: Mapping[str, str]) 
 def value_from_text(text: str) -> Any:  # noqa: ANN401 - any TOML value
     """Return ``text`` read as a TOML value (``true``, ``3``, ``[1, 2]``), or as it stands."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return _parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 

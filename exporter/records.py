@@ -10,7 +10,6 @@ import contextlib
 import hmac
 import json
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -116,10 +115,10 @@ def _secret() -> bytes:
         if content:
             return content
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f"key.{secrets.token_hex(4)}")
+    temporary = path.with_name(f"key.{os.urandom(4).hex()}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(32))
+        file.write(os.urandom(32))
     try:
         os.link(temporary, path)  # the first of several processes wins; an existing key is never replaced
     except FileExistsError:

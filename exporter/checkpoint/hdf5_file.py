@@ -24,9 +24,8 @@ from exporter.tensors.checksums import crc32
 from exporter.tensors.sources import ByteSource
 from exporter.tensors.views import MAX_DIMENSIONS
 
-__all__ = ["KERAS_WEIGHTS", "read_hdf5", "read_keras_zip"]
+__all__ = ["read_hdf5", "read_keras_zip"]
 
-KERAS_WEIGHTS = "model.weights.h5"
 _CONFIG = "config.json"
 _MAX_CONFIG_BYTES = 1 << 26
 _TIMEOUT_S = 60
@@ -53,14 +52,13 @@ def read_hdf5(file: ByteSource, path: Location) -> Checkpoint:
     return Checkpoint(path, "HDF5", window.size_bytes, {"weights": weights, "training_config": config})
 
 
-def read_keras_zip(file: ByteSource, path: Location, members: Mapping[str, Member]) -> Checkpoint:
-    """Return the checkpoint in the open ``.keras`` file, whose members are known; the weights' checksum is verified.
+def read_keras_zip(file: ByteSource, path: Location, members: Mapping[str, Member], member: Member) -> Checkpoint:
+    """Return the checkpoint in the open ``.keras`` file, whose members are known, ``member`` with the weights; its checksum is verified.
 
     Raises:
         CheckpointError: the file of the weights is damaged (E109, E119), or ``config.json`` is (E109, E111, E119).
         MissingLibrary: h5py is not installed (E812).
     """
-    member = members[KERAS_WEIGHTS]
     _verify(file, path, member)
     config: Node = None
     if _CONFIG in members:

@@ -5,11 +5,6 @@ from __future__ import annotations
 import enum
 import re
 
-from exporter.checkpoint.flax_msgpack import is_flax
-from exporter.checkpoint.sorted_table import FOOTER_BYTES, TABLE_MAGIC
-from exporter.checkpoint.tar_directory import TAR_MAGIC
-from exporter.checkpoint.torch_legacy import LEGACY_START
-from exporter.checkpoint.torch_tar import is_torch_tar
 from exporter.errors import CheckpointError
 from exporter.locations import Location
 from exporter.tensors.sources import ByteSource
@@ -52,10 +47,18 @@ def recognise(file: ByteSource, path: Location) -> Container:
     """
     size = file.size_bytes
     head = file.read(2048, 0)
+    if head.startswith(b"PK\x03\x04"):
+        return Container.TORCH_ZIP
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return Container.HDF5
+    # the commonest containers stand above: looking for the others imports their readers
+    from exporter.checkpoint.flax_msgpack import is_flax
+    from exporter.checkpoint.sorted_table import FOOTER_BYTES, TABLE_MAGIC
+    from exporter.checkpoint.torch_legacy import LEGACY_START
+    from exporter.checkpoint.torch_tar import is_torch_tar
+
     end = file.read(22, max(0, size - 22))
     tests = (
-        (head.startswith(b"PK\x03\x04"), Container.TORCH_ZIP),
-        (head.startswith(b"\x89HDF\r\n\x1a\n"), Container.HDF5),
         (size >= FOOTER_BYTES and end.endswith(TABLE_MAGIC), Container.TENSORFLOW),
         (head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= max(size, 1 << 27), Container.SAFETENSORS),
         (re.match(LEGACY_START, head, re.DOTALL) is not None, Container.TORCH_LEGACY),
@@ -76,6 +79,8 @@ def _describe(head: bytes, tail: bytes) -> tuple[str, str]:
     for signature, name, remedy in _SIGNATURES:
         if head.startswith(signature):
             return name, remedy
+    from exporter.checkpoint.tar_directory import TAR_MAGIC
+
     if head[257:262] == TAR_MAGIC:
         return "a tar archive of a folder", "unpack it first"
     if tail.startswith(b"PK\x05\x06"):

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import Self
-
 from exporter.artifacts import StorageRef, TensorRef
 from exporter.errors import CheckpointError
 from exporter.locations import Location
@@ -23,6 +21,7 @@ from exporter.tensors.views import is_contiguous, num_spanned, size_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
 __all__ = ["CHUNK_BYTES", "TensorReader", "read_integer", "read_tensor"]
 

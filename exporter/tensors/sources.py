@@ -11,12 +11,13 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Protocol
 
 from exporter.errors import CheckpointError
 from exporter.locations import Location, RemotePath
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["ByteSource", "LocalFile", "open_regular"]
 

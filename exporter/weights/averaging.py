@@ -6,7 +6,6 @@ is read twice, and no tensor is held whole.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -200,6 +199,8 @@ def _check_alike(first: Checkpoint, wanted: BakePlan, checkpoint: Checkpoint, pl
             "extra": _shown(extra) or "none",
             "expected": f"the names of {first.path}",
         }
+        import difflib
+
         near = difflib.get_close_matches((missing or extra)[0], extra if missing else wanted.names, n=1)
         if near:
             facts["near miss"] = near[0]

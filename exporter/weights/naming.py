@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,8 @@ _MAX_COMPARED, _MAX_COMPARED_LENGTH = 500, 200
 
 def near_misses(name: str, names: Iterable[str]) -> list[str]:
     """Return the name of ``names`` that is most like ``name``, or none; of very many and very long ones some are compared."""
+    import difflib
+
     known = [other[:_MAX_COMPARED_LENGTH] for other in itertools.islice(names, _MAX_COMPARED)]
     return difflib.get_close_matches(name[:_MAX_COMPARED_LENGTH], known, n=1)
 

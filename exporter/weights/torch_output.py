@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from exporter.artifacts import TensorSpec, Weights
 from exporter.errors import ArtifactError, LayoutError
@@ -17,6 +16,9 @@ from exporter.tensors.safetensors_header import read_header
 from exporter.tensors.sources import ByteSource, open_regular
 from exporter.tensors.torch_pickle import STORAGE_CLASSES, state_dict_pickle
 from exporter.weights.trainer_form import TrainerForm
+
+if TYPE_CHECKING:
+    import zipfile
 
 __all__ = ["TORCH_SUFFIXES", "save_torch"]
 
@@ -54,6 +56,8 @@ def save_torch(weights: Weights, output: Path, *, form: TrainerForm = _BARE, kee
             facts = {"file": output, "at": spec.name, "found": spec.dtype, "expected": ", ".join(STORAGE_CLASSES)}
             help_text = "--dtype casts it, and safetensors hold it: -o with the suffix .safetensors"
             raise LayoutError("E230", f"a tensor has the dtype {spec.dtype}, for which torch files have no storage", facts=facts, help=help_text)
+    import zipfile
+
     with open_regular(weights.path) as source, atomic_write(output) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         table = read_header(source, weights.path)
         specs = [TensorSpec(entry.name, entry.shape, entry.dtype.name) for entry in table.entries]
@@ -87,6 +91,8 @@ def _add_range(archive: zipfile.ZipFile, target: BinaryIO, name: str, source: By
 
 def _member(target: BinaryIO, name: str, size_bytes: int) -> zipfile.ZipInfo:
     """Return a member whose content begins at a multiple of 64 bytes, as torch lays them out, so that the file can be mapped."""
+    import zipfile
+
     info = zipfile.ZipInfo(f"{_ROOT}/{name}")
     info.file_size = size_bytes
     header = _LOCAL_HEADER_BYTES + len(info.filename.encode()) + struct.calcsize("<HH")

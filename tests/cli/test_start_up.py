@@ -53,3 +53,13 @@ def test_help_is_made_of_the_command_line_alone(digits: Path) -> None:
     ours = {line.rpartition("|")[2].strip() for line in shown.splitlines() if "| " in line and "exporter" in line}
     assert ours == {"exporter", "exporter.cli", "exporter.cli.app", "exporter.cli.screen", "exporter.errors"}
     assert "numpy" not in modules
+
+
+def test_inspection_imports_the_reader_of_its_container_alone(digits: Path) -> None:
+    """Neither the readers of other containers nor what only they need, and no NumPy."""
+    _, shown = _modules_after(digits, "inspect", "digits.pt", options=("-X", "importtime"))
+    imported = {line.rpartition("|")[2].strip() for line in shown.splitlines() if "| " in line}
+    assert "exporter.checkpoint.torch_zip" in imported
+    others = {"distributed", "deepspeed", "hdf5_file", "torch_legacy", "torch_tar", "torchscript", "exported_program", "safetensors_shards"}
+    assert not imported & {f"exporter.checkpoint.{name}" for name in others}
+    assert not imported & {"numpy", "subprocess", "zipfile", "importlib.metadata", "tomllib", "difflib"}

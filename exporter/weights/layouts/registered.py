@@ -6,15 +6,21 @@ Installing it is the decision to run its code; nothing in a checkpoint can bring
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exporter.artifacts import Checkpoint
 from exporter.errors import LayoutError
 from exporter.weights.layout import Layout, Match
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["registered_layouts", "registered_versions"]
 
@@ -37,8 +43,28 @@ def registered_versions() -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=1)
-def _entries(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:  # noqa: ARG001 - what is installed is decided by it
+def _entries(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    if not any(_may_register(folder) for folder in path):
+        return ()
+    from importlib.metadata import entry_points
+
     return tuple(sorted(entry_points(group=GROUP), key=lambda entry: entry.name))
+
+
+def _may_register(folder: str) -> bool:
+    """Return whether a distribution in the folder may have our group: a quick look that spares most starts the import of metadata."""
+    try:
+        names = [entry.name for entry in os.scandir(folder or ".")]
+    except FileNotFoundError:
+        return False
+    except OSError:  # an archive, or a folder that cannot be listed
+        return True
+    for name in names:
+        if name.endswith((".dist-info", ".egg-info")):
+            with contextlib.suppress(OSError):
+                if GROUP.encode() in Path(folder, name, "entry_points.txt").read_bytes():
+                    return True
+    return folder.endswith(".egg")
 
 
 def _load(entry: EntryPoint) -> Layout:
