@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from exporter.artifacts import Checkpoint
 from exporter.checkpoint.recognition import Container, recognise
-from exporter.checkpoint.tensorflow_names import index_of_prefix
 from exporter.errors import CheckpointError
 from exporter.locations import Location, RemotePath, location_of
 from exporter.tensors.sources import ByteSource, open_regular
@@ -46,12 +46,14 @@ def open_checkpoint(path: str | Location) -> Checkpoint:
         from exporter.checkpoint.folder_kinds import open_folder
 
         return open_folder(location)
-    index = index_of_prefix(location)
-    if index is not None:
+    if isinstance(location, Path) and not os.path.lexists(location):
         from exporter.checkpoint.tensorflow_bundle import read_bundle
+        from exporter.checkpoint.tensorflow_names import index_of_prefix
 
-        with open_regular(index) as file:
-            return read_bundle(file, file.path, named=location)
+        index = index_of_prefix(location)
+        if index is not None:
+            with open_regular(index) as file:
+                return read_bundle(file, file.path, named=location)
     with open_regular(location) as file:
         if file.size_bytes == 0:
             raise CheckpointError("E106", "the checkpoint is empty", facts={"file": location, "found": "0 bytes"})

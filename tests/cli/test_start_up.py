@@ -60,6 +60,17 @@ def test_inspection_imports_the_reader_of_its_container_alone(digits: Path) -> N
     _, shown = _modules_after(digits, "inspect", "digits.pt", options=("-X", "importtime"))
     imported = {line.rpartition("|")[2].strip() for line in shown.splitlines() if "| " in line}
     assert "exporter.checkpoint.torch_zip" in imported
-    others = {"distributed", "deepspeed", "hdf5_file", "torch_legacy", "torch_tar", "torchscript", "exported_program", "safetensors_shards"}
+    others = {
+        "distributed",
+        "deepspeed",
+        "hdf5_file",
+        "torch_legacy",
+        "torch_tar",
+        "torchscript",
+        "exported_program",
+        "safetensors_shards",
+        "tensorflow_bundle",
+        "flax_msgpack",
+    }
     assert not imported & {f"exporter.checkpoint.{name}" for name in others}
     assert not imported & {"numpy", "subprocess", "zipfile", "importlib.metadata", "tomllib", "difflib"}
