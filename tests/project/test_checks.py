@@ -14,7 +14,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-DEFAULT = {"changelog", "demo", "docs", "imports", "lint", "peers", "py", "typing"}
+DEFAULT = {"changelog", "demo", "docs", "imports", "lint", "peers", "peers-tf", "py", "typing"}
 ON_DEMAND = {"bench", "constraints", "fixtures", "fuzz", "gpu"}
 
 
@@ -32,7 +32,7 @@ def test_default_environments_are_all_checks() -> None:
 
 def test_contributing_names_every_environment() -> None:
     """CONTRIBUTING.md has a line for each environment."""
-    named = set(re.findall(r"^\| `tox -e (\w+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"^\| `tox -e ([\w-]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert named == DEFAULT | ON_DEMAND
 
 
