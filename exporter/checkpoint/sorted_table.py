@@ -20,6 +20,8 @@ FOOTER_BYTES = 48
 _TRAILER_BYTES = 5  # type and checksum
 _MAX_ENTRIES = 200_000
 _MAX_KEY_BYTES = 4096
+_MAX_KEYS_BYTES = 1 << 26
+"""Of all keys together: they share their beginnings in the file, not in memory."""
 
 
 class Compressed(Malformed):
@@ -46,7 +48,7 @@ def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     _, _, position = _handle(footer, 0)  # of the block of filters, which TensorFlow does not write
     start, size, _ = _handle(footer, position)
     last: bytes | None = None
-    count, reached = 0, 0
+    count, reached, size_of_keys = 0, 0, 0
     for bound, handle in _entries(_block(table[:end], start, size, "the block of blocks")):
         start, size, behind = _handle(handle, 0)
         if start < reached or behind != len(handle):
@@ -57,8 +59,9 @@ def read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
                 raise Malformed(f"the key {key[:80]!r} behind {last[:80]!r}")
             last = key
             count += 1
-            if count > _MAX_ENTRIES:
-                raise Malformed(f"more than {_MAX_ENTRIES} entries")
+            size_of_keys += len(key)
+            if count > _MAX_ENTRIES or size_of_keys > _MAX_KEYS_BYTES:
+                raise Malformed(f"more than {_MAX_ENTRIES} entries, or keys of more than {_MAX_KEYS_BYTES} bytes")
             yield key, value
         if last is not None and last > bound:
             raise Malformed(f"the key {last[:80]!r} in a block that ends with {bound[:80]!r}")

@@ -123,6 +123,22 @@ def test_names_that_meet_give_way_to_places(tmp_path: Path) -> None:
     assert set(baked(path, choice="raw")) == {"optimizer/_trainable_variables/0", "optimizer/_trainable_variables/1", "moving_mean"}
 
 
+def test_more_optimizers_than_any_trainer_has(tmp_path: Path) -> None:
+    """Refused at once: each of them could claim every variable."""
+    optimizers = [{"children": {"_variables": 0, "_iterations": 0}} for _ in range(65)]
+    path = Bundle().add("w", W).add_text(GRAPH, object_graph([{"variable": ("w", "w")}, *optimizers])).write(tmp_path)
+    with pytest.raises(LayoutError, match="65 optimizers") as refused:
+        baked(path, choice="raw")
+    assert refused.value.code == "E202"
+
+
+def test_long_chains_of_objects(tmp_path: Path) -> None:
+    """Paths do not grow with the graph: a chain of thousands of objects is read in a moment."""
+    chain = [{"children": {"child": number + 1}} for number in range(20_000)]
+    path = Bundle().add("w", W).add_text(GRAPH, object_graph([*chain, {"variable": ("w", "w")}])).write(tmp_path)
+    assert baked(path, choice="raw") == {"w": W.tolist()}
+
+
 def flax(folder: Path, **more: Any) -> Path:
     """Write a tree with parameters, statistics, and the state of an optimizer that averages gradients."""
     tree = {
@@ -161,6 +177,13 @@ def test_flax_average_that_lacks_parameters(tmp_path: Path) -> None:
     with pytest.raises(LayoutError) as refused:
         baked(flax(tmp_path, ema={"d": {"kernel": W}}))
     assert refused.value.code == "E207"
+
+
+def test_flax_names_that_meet_are_refused(tmp_path: Path) -> None:
+    """A key with a slash in it may read like a path."""
+    with pytest.raises(LayoutError) as refused:
+        baked(flax(tmp_path, params={"d": {"kernel": W}, "d/kernel": W}), choice="raw")
+    assert refused.value.code == "E216"
 
 
 def test_flax_without_averages(tmp_path: Path) -> None:

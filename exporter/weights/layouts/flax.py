@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from exporter.artifacts import Checkpoint, Node, TensorRef
+from exporter.errors import LayoutError
 from exporter.weights.health import Schedule
 from exporter.weights.layout import Average, Layout, Match, WeightSet
 from exporter.weights.layouts.fields import count
@@ -31,11 +32,11 @@ def read(checkpoint: Checkpoint) -> Match | None:
     if checkpoint.container != "Flax msgpack" or not isinstance(root, Mapping):
         return None
     places = [("", root), *((f"{key}/", node) for key, node in root.items() if isinstance(node, Mapping) and key not in _OPTIMIZERS)]
-    prefix, holder = next(((at, node) for at, node in places if dict(_tensors(child(node, PARAMS), ""))), ("", None))
+    prefix, holder = next(((at, node) for at, node in places if any(_tensors(child(node, PARAMS), ""))), ("", None))
     if holder is None:
-        tensors = dict(_tensors(root, ""))
+        tensors = _named(root, "")
         return Match(NAME, raw=WeightSet("", tensors)) if tensors else None
-    raw = WeightSet(f"{prefix}{PARAMS}", _variables(holder[PARAMS]) | dict(_tensors(child(holder, _STATISTICS), f"{_STATISTICS}/")))
+    raw = WeightSet(f"{prefix}{PARAMS}", _variables(holder[PARAMS]) | _named(child(holder, _STATISTICS), f"{_STATISTICS}/"))
     found = {average.weights.at: average for at, node in {"": root, prefix: holder}.items() for average in _averages(node, at, raw)}
     return Match(NAME, tuple(found.values()), raw)
 
@@ -58,7 +59,17 @@ def _averages(holder: Mapping[object, Node], prefix: str, raw: WeightSet) -> Ite
 
 def _variables(tree: Node) -> dict[str, TensorRef]:
     """Return the tensors of a tree of parameters, or of a tree of collections one of which is ``params``."""
-    return dict(_tensors(tree, "" if child(tree, PARAMS) is not None else f"{PARAMS}/"))
+    return _named(tree, "" if child(tree, PARAMS) is not None else f"{PARAMS}/")
+
+
+def _named(tree: Node, prefix: str) -> dict[str, TensorRef]:
+    named: dict[str, TensorRef] = {}
+    for name, ref in _tensors(tree, prefix):
+        if name in named:
+            facts = {"file": ref.storage.path, "found": f"{named[name].storage.key} and {ref.storage.key}"}
+            raise LayoutError("E216", f"two tensors would both be called {name!r}", facts=facts)
+        named[name] = ref
+    return named
 
 
 def _tensors(node: Node, prefix: str) -> Iterator[tuple[str, TensorRef]]:

@@ -22,6 +22,8 @@ NAME = "tensorflow-objects"
 _AVERAGES = "_model_variables_moving_average"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SLOT = "average"
+_MAX_OPTIMIZERS = 64
+_MAX_PLACE = 300
 _ITERATIONS = ("_iterations", "iter", "iterations")
 _KERAS_3 = "_trainable_variables"
 _SWAPPED = "if SwapEMAWeights wrote the file, the plain weights are the average and these the raw ones: the file cannot tell"
@@ -49,6 +51,8 @@ def read(checkpoint: Checkpoint) -> Match | None:
         return None
     objects = [_object(node, variables) for node in described]
     optimizers = [index for index, found in enumerate(objects) if _is_optimizer(found)]
+    if len(optimizers) > _MAX_OPTIMIZERS:
+        return Match(NAME, refusal=f"it has {len(optimizers)} optimizers, more than any trainer has")
     theirs = {number for index in optimizers for number in _own(objects, index)}
     counters = {n for n in objects[0].children.values() if (ref := objects[n].value) is not None and ref.num_elements == 1 and not ref.shape}
     weights = [n for n, found in enumerate(objects) if found.value is not None and n not in theirs and n not in counters]
@@ -101,11 +105,11 @@ def _names(objects: list[_Object], weights: list[int]) -> dict[int, str]:
 
 
 def _places(objects: list[_Object]) -> dict[int, str]:
-    """Return the shortest path to every object from the root."""
+    """Return the shortest path to every object from the root, as far as it is one to read."""
     places, todo = {0: ""}, [0]
     for index in todo:
         for name, number in objects[index].children.items():
-            if number not in places:
+            if number not in places and len(places[index]) + len(name) < _MAX_PLACE:
                 places[number] = f"{places[index]}/{name}" if places[index] else name
                 todo.append(number)
     return places

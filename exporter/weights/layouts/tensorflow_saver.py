@@ -49,7 +49,7 @@ def read(checkpoint: Checkpoint) -> Match | None:
 
 def _above(name: str) -> list[str]:
     """Return the names that ``name`` begins with, step by step: ``a/b/c`` has ``a`` and ``a/b``."""
-    steps = name.split("/")[:64]
+    steps = name.split("/")[:32]
     return ["/".join(steps[:length]) for length in range(1, len(steps))]
 
 
