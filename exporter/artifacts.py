@@ -49,6 +49,7 @@ __all__ = [
     "Refusal",
     "RefusalReason",
     "Report",
+    "Selection",
     "ShardRef",
     "StageRecord",
     "StorageRef",
@@ -428,6 +429,17 @@ BATCH_NORM_SOURCES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """How the weights were chosen by a metric, the larger the better: the values of all copies, and why some have none."""
+
+    metric: str
+    num_samples: int
+    values: Mapping[str, float]
+    chosen: str
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class BakeSummary:
     """What baking did, for the screen and the report."""
 
@@ -449,6 +461,7 @@ class BakeSummary:
     candidate: EmaCandidate | None = None
     remarks: tuple[str, ...] = ()
     """What a reader should know of the weights."""
+    selection: Selection | None = None
     batch_norm: BatchNormStatistics | None = None
     """None where the weights have no BatchNorm statistics."""
 

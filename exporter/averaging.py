@@ -32,6 +32,7 @@ def average_files(
     Raises:
         ExporterError: as ``exporter.average``.
     """
+    config = config.replace(weights=config.weights.replace(select=""))
     spaces = [Workspace(config.replace(checkpoint=path.absolute()), progress=progress) for path in paths]
     checkpoints = tuple(space.checkpoint for space in spaces)
     combination = how(checkpoints) if how is not None else mean_of(checkpoints, shares)

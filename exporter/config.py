@@ -86,6 +86,7 @@ class BakeConfig(Section):
         bn_stats: where the running statistics of BatchNorm come from: ``auto``, the layout's rule; ``raw`` or ``ema``, that copy of
             the weights; ``recalibrate``, estimated anew on the samples with the weights that are baked.
         bn_batch: samples of one batch, at most, when statistics are estimated anew; every batch counts the same.
+        select: ``best`` measures ``[metric]`` of every average and of the raw weights on the samples and takes the largest.
         strip_prefix: take only what stands below this prefix, under the names behind it: ``net.`` of a training module around the
             model.
     """
@@ -100,6 +101,7 @@ class BakeConfig(Section):
     dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
     bn_stats: Literal["auto", "raw", "ema", "recalibrate"] = "auto"
     bn_batch: int = setting(default=64, ge=2)
+    select: Literal["", "best"] = ""
     strip_prefix: str = ""
 
 

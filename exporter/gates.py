@@ -178,7 +178,7 @@ class Gates:
         samples = self.workspace.samples
         if samples is None or not (self.config.metric.function or samples.labels is not None):
             return ()
-        chosen = self.config.weights.choice
+        chosen = self.workspace.weights.summary.choice.partition(":")[0]
         with contextlib.ExitStack() as stack:
             runners: dict[str, Runner] = {}
             raw = self.workspace.raw_weights

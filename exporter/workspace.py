@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from exporter.artifacts import Checkpoint, Digest, Graph, LayoutReading, OnnxModel, Plan, Provenance, StageRecord, TensorSpec, Weights
+from exporter.artifacts import Checkpoint, Digest, Graph, LayoutReading, OnnxModel, Plan, Provenance, Selection, StageRecord, TensorSpec, Weights
 from exporter.checkpoint import open_checkpoint
 from exporter.config import BakeConfig, Config, ModelConfig
 from exporter.errors import ArtifactError, ConfigError, FoldError
 from exporter.records import record_path
+from exporter.selection import RAW, copy_named, require_labelled, select
 from exporter.weights import bake, identify, load_weights, read_layout, weights_key
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Workspace:
         self.outputs = dict(outputs or {})
         self.progress = progress
         self.records: list[StageRecord] = []
+        self._selection: Selection | None = None
 
     # ---------------------------------------------------------------------------------------------------------------
     # inputs
@@ -151,22 +153,55 @@ class Workspace:
         """Stage 2: the baked weights, in ``<stem>.baked.safetensors``."""
         with _Record(self, "bake") as record:
             path = self._path("bake", ".baked.safetensors")
-            make = self._bake_recalibrated if self.config.weights.bn_stats == "recalibrate" else self._bake
-            weights, state = make(self.config.weights, path)
+            config = self.config.weights
+            if config.select:
+                self._selection = self._select()
+                config = config.replace(select="", **copy_named(self._selection.chosen))
+            make = self._bake_recalibrated if config.bn_stats == "recalibrate" else self._bake
+            weights, state = make(config, path)
             record.finish(state, weights.summary.choice, weights.path, weights.digest)
         return weights
 
     @functools.cached_property
     def raw_weights(self) -> Weights | None:
         """The raw weights beside the chosen ones, for the metric table; None where the file has none."""
-        if self.config.weights.choice == "raw" or self.reading.raw_at is None:
+        if self.weights.summary.choice == "raw" or self.reading.raw_at is None:
             return None
-        raw = self.config.weights.replace(choice="raw", ema="", bn_stats="auto")
+        raw = self.config.weights.replace(choice="raw", ema="", bn_stats="auto", select="")
         return self._bake(raw, self.folder / f"{self.stem}.raw.safetensors")[0]
 
+    def _select(self) -> Selection:
+        """Measure every copy of the weights on the samples: the averages in the order of the file, then the raw weights."""
+        from exporter.factories import example_inputs
+        from exporter.factories.recalibration import output_names
+        from exporter.runners.torch import TorchRunner
+        from exporter.verify.metric import metric_of
+
+        samples = require_labelled(self.config, self.samples)
+        inputs, threads = example_inputs(self.model, samples), self.config.latency.threads
+        names = [*(candidate.name for candidate in self.reading.candidates), *([RAW] if self.reading.raw_at is not None else [])]
+        between = self.folder / f".{self.stem}.selecting.safetensors"
+
+        def measure(name: str) -> tuple[str, float]:
+            self._tell("select", names.index(name), len(names))
+            settings = self.config.weights.replace(**copy_named(name), select="", drift="never", bn_stats="auto")
+            module = self.module(self._bake(settings, between)[0])
+            outputs = output_names(module, samples.inputs, self.config.model.outputs)
+            with TorchRunner(name, module, inputs, outputs, threads=threads) as runner:
+                return metric_of(runner, samples, self.config.metric, base=self.config.base)
+
+        try:
+            return select(names, measure, num_samples=len(samples))
+        finally:
+            for path in (between, record_path(between)):
+                path.unlink(missing_ok=True)
+
     def _bake(self, config: BakeConfig, output: Path) -> tuple[Weights, Literal["made", "up to date"]]:
+        selection = self._selection
+        if selection is not None and (selection.chosen == RAW) != (config.choice == "raw"):
+            selection = None  # the raw weights beside a chosen average
         order = self.parameter_order if config.choice == "ema" else None
-        cached = load_weights(output, key=weights_key(self.checkpoint_digest, config, parameter_order=order))
+        cached = load_weights(output, key=weights_key(self.checkpoint_digest, config, parameter_order=order, selection=selection))
         if cached is not None:
             return cached, "up to date"
         made = bake(
@@ -176,6 +211,7 @@ class Workspace:
             checkpoint_digest=self.checkpoint_digest,
             progress=lambda done, total: self._tell("bake", done, total),
             parameter_order=order,
+            selection=selection,
         )
         return made, "made"
 
@@ -188,7 +224,7 @@ class Workspace:
         inputs = example_inputs(self.model, samples)
         identity = model_identity(self.model, base=self.config.base)
         order = self.parameter_order if config.choice == "ema" else None
-        key = weights_key(self.checkpoint_digest, config, parameter_order=order)
+        key = weights_key(self.checkpoint_digest, config, parameter_order=order, selection=self._selection)
         key = recalibration_key(key, self.config, digest, identity, inputs)
         cached = load_weights(output, key=key)
         if cached is not None:

@@ -25,6 +25,8 @@ _UNDER = "With -o NAME.pt: write {KEY: weights}; auto: in the form that the trai
 )
 @click.option("--model", metavar="MODEL", help="Code that builds the model; needed where the average is a list without names.")
 @weights_options
+@click.option("--select", type=click.Choice(["best"]), help="Measure every copy of the weights on the samples, show the table, take the best.")
+@click.option("--metric", metavar="MODULE:CALLABLE", help="What --select measures, on [samples] of exporter.toml; default: [metric], else accuracy.")
 @config_option
 @screen_options
 @click.pass_obj
@@ -35,6 +37,7 @@ def command(
     output: Path | None,
     under: str,
     model: str | None,
+    metric: str | None,
     config_path: Path | None,
     **weights: object,
 ) -> None:
@@ -54,7 +57,7 @@ def command(
     as_torch = output if output is not None and output.suffix in TORCH_SUFFIXES else None
     if under and as_torch is None:
         raise click.UsageError("--under needs -o with a name that ends in .pt or .pth")
-    config = config_with(config_path, checkpoint=checkpoint, model=model, weights=dict(weights))
+    config = config_with(config_path, checkpoint=checkpoint, model=model, weights=dict(weights), metric={"function": metric})
     between = as_torch.with_name(f".{as_torch.name}.baked") if as_torch is not None and find_config(config.base) is None else None
     workspace = workspace_of(config, screen, bake=between if as_torch is not None else output)
     try:

@@ -54,7 +54,7 @@ def weights_options(command: Command) -> Command:
     """Add the options that choose the weights."""
     options = (
         click.option("--weights", "choice", type=click.Choice(["ema", "raw"]), help="Averaged or raw weights; default: ema. There is no fallback."),
-        click.option("--ema", metavar="NAME", help="Which average, where the checkpoint has several."),
+        click.option("--ema", metavar="NAME|decay=D", help="Which average, where there are several: by name, or the only one of that decay."),
         click.option("--decay", type=float, help="Decay that training used, where the file does not say."),
         click.option("--allow-cold", is_flag=True, default=None, help="Accept an average that is still mostly the initial weights."),
         click.option("--allow-nonfinite", is_flag=True, default=None, help="Accept NaN and infinity in the weights."),

@@ -21,7 +21,7 @@ from exporter.runners.base import Array, Runner
 from exporter.samples import Samples
 from exporter.verify.feeds import fixed_batch
 
-__all__ = ["accuracy", "measure_metric"]
+__all__ = ["accuracy", "measure_metric", "metric_of"]
 
 METRIC_BATCH = 64
 
@@ -68,6 +68,19 @@ def measure_metric(
     evidence = MetricEvidence(name, values, reference, config.allowed_drop, len(samples))
     seconds = time.perf_counter() - start
     return tuple(_judge(contestant, evidence, seconds) for contestant in values if contestant != reference and contestant not in shown_only)
+
+
+def metric_of(runner: Runner, samples: Samples, config: MetricConfig, *, base: Path) -> tuple[str, float]:
+    """Return name and value of the configured metric, by default the accuracy, of one runner on all samples, which have labels.
+
+    Raises:
+        SampleError: E632 to E635, the metric cannot be computed.
+    """
+    name, metric = _resolve(config, base)
+    labels = samples.labels
+    if labels is None:
+        raise SampleError("E631", "the metric needs labels and the samples have none", facts={"metric": name}, help='[samples] labels = "label"')
+    return name, _value(metric, name, _select(_outputs(runner, samples), config.output), labels)
 
 
 def accuracy(scores: Array, labels: Array) -> float:

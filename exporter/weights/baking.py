@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from exporter import __version__
-from exporter.artifacts import BakeSummary, Checkpoint, Digest, EmaCandidate, Provenance, TensorSpec, Weights
+from exporter.artifacts import BakeSummary, Checkpoint, Digest, EmaCandidate, Provenance, Selection, TensorSpec, Weights
 from exporter.errors import LayoutError
 from exporter.files import atomic_write
 from exporter.locations import Location
@@ -50,6 +50,7 @@ def bake(
     progress: Callable[[int, int], None] | None = None,
     checkpoint_digest: Digest | None = None,
     parameter_order: tuple[TensorSpec, ...] | None = None,
+    selection: Selection | None = None,
 ) -> Weights:
     """Write the weights that ``config`` chooses to ``output``, with a record beside it.
 
@@ -62,6 +63,7 @@ def bake(
         progress: called with bytes done and bytes in all.
         checkpoint_digest: what identifies the checkpoint, where the caller has it already.
         parameter_order: name and shape of every parameter of the model in its own order, for averages that are lists without names.
+        selection: how the caller chose these weights, to be recorded.
 
     Raises:
         LayoutError: E201 to E225, E245 to E249: the weights asked for are not there, are ambiguous, do not fit together, or are not finite.
@@ -69,6 +71,9 @@ def bake(
         ArtifactError: ``output`` cannot be written (E711).
     """
     refuse_overwriting(checkpoint, output)
+    if config.select:
+        facts = {"file": checkpoint.path, "found": f"select {config.select!r}", "meaning": "measuring takes the model and labelled samples"}
+        raise LayoutError("E253", "a bake by itself cannot select weights by a metric", facts=facts, help="exporter bake-ema --select best")
     chosen = choose(checkpoint, config, parameter_order)
     match, average, candidate, plan = chosen.match, chosen.average, chosen.candidate, chosen.plan
     plan = plan if _measures_drift(plan, config) else BakePlan(tuple(replace(planned, twin=None) for planned in plan.tensors), plan.names)
@@ -77,6 +82,9 @@ def bake(
     lineage = {**_lineage(checkpoint, match.layout, candidate), lineage_key(digest): digest.hex}
     if statistics is not None:
         lineage["bn_stats"] = statistics.source
+    if selection is not None:
+        values = ", ".join(f"{name} {value:.6g}" for name, value in selection.values.items())
+        lineage["selected"] = f"{selection.metric} on {selection.num_samples} samples: {values}"
     header = header_bytes(plan.specs, metadata_of(lineage))
     with atomic_write(output) as file:
         checksums, sums = write_tensors(header, checkpoint.path, plan, config, file, progress)
@@ -93,6 +101,7 @@ def bake(
         candidate=candidate,
         remarks=_remarks(_total(sums)),
         batch_norm=statistics,
+        selection=selection,
     )
     provenance = Provenance(
         stage="weights",
@@ -101,7 +110,7 @@ def bake(
         versions={"exporter": __version__},
         lineage=lineage,
     )
-    key = weights_key(digest, config, parameter_order=parameter_order)
+    key = weights_key(digest, config, parameter_order=parameter_order, selection=selection)
     written = contents_digest(header, checksums) if digest.of != "file" else None
     return store_record(output, key, plan.specs, summary, provenance, digest=written)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import Checkpoint, EmaCandidate
@@ -17,6 +18,7 @@ __all__ = ["check_health", "choose_average", "choose_raw", "refuse_unreadable"]
 
 _MAX_CALLS_SHOWN = 8
 _MAX_AVERAGES_SHOWN = 16
+_BY_DECAY = "decay="
 
 
 def refuse_unreadable(checkpoint: Checkpoint, match: Match) -> None:
@@ -56,6 +58,8 @@ def choose_average(checkpoint: Checkpoint, match: Match, config: BakeConfig) -> 
             facts["meaning"] = match.raw.remark
         help_text = "pass --weights raw to export the raw weights on purpose" if match.raw is not None else ""
         raise LayoutError("E204", "EMA weights requested, but this checkpoint has none", facts=facts, help=help_text)
+    if config.ema.startswith(_BY_DECAY):
+        return _of_decay(checkpoint, match, config)
     if config.ema:
         for average in match.averages:
             if average.name == config.ema:
@@ -74,6 +78,28 @@ def choose_average(checkpoint: Checkpoint, match: Match, config: BakeConfig) -> 
         help_text = f"choose one: {'  or  '.join(f'--ema {name}' for name in names[:_MAX_AVERAGES_SHOWN])}"
         raise LayoutError("E205", "this checkpoint has several EMAs, and none was chosen", facts=facts, help=help_text)
     return named[0]
+
+
+def _of_decay(checkpoint: Checkpoint, match: Match, config: BakeConfig) -> Average:
+    """Return the one average whose decay is known to be the one asked for: from its schedule, or the ``--decay`` of training.
+
+    Raises:
+        LayoutError: no number is named, none has that decay, or several have (E254).
+    """
+    try:
+        wanted = float(config.ema.removeprefix(_BY_DECAY))
+    except ValueError:
+        wanted = math.nan
+    known = [(average, candidate_of(average, decay=config.decay).decay) for average in match.averages]
+    found = [average for average, decay in known if decay is not None and math.isclose(decay, wanted, rel_tol=1e-9)]
+    if len(found) == 1:
+        return found[0]
+    rows = [f"{average.name}: decay {'unknown' if decay is None else f'{decay:.9g}'}" for average, decay in known[:_MAX_AVERAGES_SHOWN]]
+    facts = {"file": checkpoint.path, "found": "\n".join(rows), "expected": config.ema}
+    problem = "several averages have the decay that was asked for" if found else "no average is known to have the decay that was asked for"
+    raise LayoutError(
+        "E254", problem, facts=facts, help=f"name one: {'  or  '.join(f'--ema {average.name}' for average, _ in known[:_MAX_AVERAGES_SHOWN])}"
+    )
 
 
 def choose_raw(checkpoint: Checkpoint, match: Match) -> WeightSet:

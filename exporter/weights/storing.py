@@ -16,6 +16,7 @@ from exporter.artifacts import (
     LayerChange,
     Provenance,
     Recalibration,
+    Selection,
     TensorDrift,
     TensorSpec,
     Weights,
@@ -34,15 +35,19 @@ __all__ = ["load_weights", "metadata_of", "store_record", "weights_key"]
 _STAGE = "weights"
 
 
-def weights_key(checkpoint_digest: Digest, config: BakeConfig, *, parameter_order: Sequence[TensorSpec] | None = None) -> str:
+def weights_key(
+    checkpoint_digest: Digest, config: BakeConfig, *, parameter_order: Sequence[TensorSpec] | None = None, selection: Selection | None = None
+) -> str:
     """Return the digest of everything that decides the baked bytes.
 
-    That is the checkpoint, the settings, this version, the layouts that other distributions register, and the order of the
-    model's parameters where a list without names needs it.
+    That is the checkpoint, the settings, this version, the layouts that other distributions register, the order of the model's
+    parameters where a list without names needs it, and the values that the weights were chosen by.
     """
     parts = {"stage": _STAGE, "checkpoint": checkpoint_digest.hex, "config": config.to_json(), "exporter": __version__}
     if parameter_order is not None:
         parts["parameter order"] = to_json(list(parameter_order))
+    if selection is not None:
+        parts["selection"] = to_json(selection)
     if registered := registered_versions():
         parts["layouts"] = list(registered)
     return digest_of_settings(parts).hex
@@ -85,7 +90,10 @@ def _summary(content: Mapping[str, Any]) -> BakeSummary:
     total, candidate = values["drift_total"], values["candidate"]
     if candidate is not None:
         candidate = EmaCandidate(**{**candidate, "dtypes": tuple(candidate["dtypes"])})
-    values |= {"remarks": tuple(values["remarks"])}
+    selection = values["selection"]
+    if selection is not None:
+        selection = Selection(**{**selection, "values": {name: float(value) for name, value in selection["values"].items()}})
+    values |= {"remarks": tuple(values["remarks"]), "selection": selection}
     statistics = _batch_norm(values["batch_norm"]) if values["batch_norm"] is not None else None
     total = None if total is None else float(total)
     return BakeSummary(**{**values, "drift": drift, "drift_total": total, "candidate": candidate, "batch_norm": statistics})

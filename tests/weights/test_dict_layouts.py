@@ -159,3 +159,21 @@ def test_equal_copies_are_said(model: nn.Module, other_model: nn.Module, read: R
     (apart,) = read({"model": model.state_dict(), "ema": other_model.state_dict()}).candidates
     assert "equal to the raw weights" in equal.remark
     assert apart.remark == ""
+
+
+def test_an_average_is_named_by_its_decay(model: nn.Module, other_model: nn.Module, baked: Bake) -> None:
+    """``decay=0.999`` takes the one average that is known to have it; none or several of it are refused with the list."""
+    content = {
+        "model": model.state_dict(),
+        "ema": {"shadow": model.state_dict(), "decay": 0.99},
+        "shadow": {"shadow": other_model.state_dict(), "decay": 0.999},
+    }
+    weights, arrays = baked(content, ema="decay=0.999")
+    assert weights.summary.choice == "ema:shadow"
+    assert np.all(arrays["0.weight"] == other_model.state_dict()["0.weight"].numpy())
+    for wrong in ("decay=0.9", "decay=", "decay=nan"):
+        with pytest.raises(LayoutError, match=r"(?s)E254.*no average is known.*ema: decay 0\.99.*shadow: decay 0\.999"):
+            baked(content, ema=wrong)
+    content["shadow"]["decay"] = 0.99
+    with pytest.raises(LayoutError, match=r"(?s)E254.*several"):
+        baked(content, ema="decay=0.99")
