@@ -130,9 +130,12 @@ def open_regular(path: Location) -> ByteSource:
 
     Raises:
         CheckpointError: it is missing (E101), no regular file (E102), or cannot be read (E103); E15x for a URL.
+        MissingLibrary: a library for its URL is not installed (E86x).
     """
     if isinstance(path, RemotePath):
-        raise CheckpointError("E150", "the URL of the checkpoint cannot be used", facts={"url": path, "found": "a URL"})
+        from exporter.tensors.remote import open_remote
+
+        return open_remote(path)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as err:
