@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exporter.errors import ConfigError
+from exporter.locations import Location, RemotePath
 from exporter.sections import Section, SettingError, UnknownSettingError, setting
 
 __all__ = [
@@ -242,7 +243,7 @@ class ReportConfig(Section):
 class Config(Section):
     """The resolved configuration."""
 
-    checkpoint: Path | None = None
+    checkpoint: Path | RemotePath | None = None
     model: ModelConfig = ModelConfig()
     weights: BakeConfig = BakeConfig()
     fold: FoldConfig = FoldConfig()
@@ -257,6 +258,11 @@ class Config(Section):
 
     base: Path = setting(default=Path(), is_key=False)
     """Folder that relative paths start from; not a key of the file."""
+
+    @property
+    def checkpoint_at(self) -> Location | None:
+        """Where the checkpoint lies; a URL is taken as it stands."""
+        return self.checkpoint if self.checkpoint is None or isinstance(self.checkpoint, RemotePath) else self.resolve(self.checkpoint)
 
     def resolve(self, path: Path) -> Path:
         """Return ``path`` taken relative to the folder of the configuration file."""

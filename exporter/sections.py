@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
+from exporter.locations import RemotePath, location_of
+
 if TYPE_CHECKING:
     from typing_extensions import Self, dataclass_transform
 else:
@@ -180,7 +182,12 @@ def _checked(value: Any, kind: Any, limits: Mapping[str, float], at: tuple[str, 
     if get_origin(kind) in {Union, types.UnionType}:
         if value is None:
             return None
-        (kind,) = (option for option in get_args(kind) if option is not type(None))
+        options = [option for option in get_args(kind) if option is not type(None)]
+        if RemotePath in options:
+            if not isinstance(value, (str, Path, RemotePath)):
+                raise SettingError(at, repr(value), "a path or a URL")
+            return location_of(value)
+        (kind,) = options
     origin, inner = get_origin(kind), get_args(kind)
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_checked(item, inner[0], limits, (*at, str(index))) for index, item in enumerate(value))
@@ -219,7 +226,7 @@ def _expected(kind: Any, limits: Mapping[str, float]) -> str:  # noqa: ANN401 - 
 def _json(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, Section):
         return value.to_json()
-    if isinstance(value, Path):
+    if isinstance(value, (Path, RemotePath)):
         return str(value)
     if isinstance(value, Mapping):
         return {key: _json(item) for key, item in value.items()}

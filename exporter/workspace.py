@@ -16,6 +16,7 @@ from exporter.artifacts import Checkpoint, Digest, Graph, LayoutReading, OnnxMod
 from exporter.checkpoint import open_checkpoint
 from exporter.config import BakeConfig, Config, ModelConfig
 from exporter.errors import ArtifactError, ConfigError, FoldError
+from exporter.locations import Location
 from exporter.records import record_path
 from exporter.selection import RAW, copy_named, require_labelled, select
 from exporter.weights import bake, identify, load_weights, read_layout, weights_key
@@ -64,16 +65,17 @@ class Workspace:
     # inputs
 
     @property
-    def checkpoint_path(self) -> Path:
+    def checkpoint_path(self) -> Location:
         """Return the checkpoint of the configuration.
 
         Raises:
             ConfigError: none is configured.
         """
-        if self.config.checkpoint is None:
+        path = self.config.checkpoint_at
+        if path is None:
             help_text = 'name it on the command line, or write checkpoint = "..." into exporter.toml (exporter init CKPT writes one)'
             raise ConfigError("E705", "no checkpoint is named", facts={"in": self.config.base / "exporter.toml"}, help=help_text)
-        return self.config.resolve(self.config.checkpoint)
+        return path
 
     @functools.cached_property
     def checkpoint(self) -> Checkpoint:

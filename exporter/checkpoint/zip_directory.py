@@ -31,6 +31,7 @@ _METHOD_STORED, _METHOD_DEFLATED = 0, 8
 _CODE = re.compile(rb"[^/]+/code/.+")
 """What torch.jit.save compresses: the program's text. Tensors and pickles are always stored as they are."""
 
+_DESCRIPTOR_BYTES = 24
 _MAX_DIRECTORY_BYTES = 1 << 26
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _SYSTEM_UNIX, _MODE_TYPE, _MODE_LINK = 3, 0o170000, 0o120000
@@ -106,6 +107,7 @@ def _read(window: Window, *, compressed_code: bool) -> dict[str, Member]:
         raise _Refused(f"a directory of {size} bytes")
     content = window.read(size, start)
     entries = sorted(_central_entries(content, count, compressed_code=compressed_code), key=lambda entry: entry.header_offset)
+    window.source.expect(_header_range(window, entry) for entry in entries)
     members: dict[str, Member] = {}
     position = 0
     for entry in entries:
@@ -119,6 +121,12 @@ def _read(window: Window, *, compressed_code: bool) -> dict[str, Member]:
     if position != start:
         raise _Refused(f"bytes that belong to no member before the directory, at byte {position}")
     return members
+
+
+def _header_range(window: Window, entry: _Central) -> tuple[int, int]:
+    """Return where a local header stands, with the descriptor of the member before it."""
+    begin = window.start + entry.header_offset
+    return max(window.start, begin - _DESCRIPTOR_BYTES), begin + _LOCAL.size + len(entry.name)
 
 
 def _find_directory(window: Window) -> tuple[int, int, int, int]:
@@ -223,7 +231,7 @@ def _local_member(window: Window, entry: _Central, name: str, limit: int) -> tup
 
 
 def _descriptor_size(window: Window, entry: _Central, name: str, at: int) -> int:
-    block = window.read(24, at)
+    block = window.read(_DESCRIPTOR_BYTES, at)
     for form in (struct.Struct("<4sLLL"), struct.Struct("<4sLQQ")):
         if len(block) >= form.size and form.unpack_from(block) == (b"PK\x07\x08", entry.crc32, entry.size_bytes, entry.full_bytes):
             return form.size

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import config_option, config_with, output_option, screen_options, weights_options
+from exporter.cli.options import LocationType, config_option, config_with, output_option, screen_options, weights_options
 from exporter.cli.screen import Screen
+from exporter.locations import Location
 
 __all__ = ["command"]
 
@@ -15,7 +16,7 @@ _UNDER = "With -o NAME.pt: write {KEY: weights}; auto: in the form that the trai
 
 
 @click.command("bake-ema")
-@click.argument("checkpoint", required=False, metavar="[CKPT]", type=click.Path(path_type=Path))
+@click.argument("checkpoint", required=False, metavar="[CKPT]", type=LocationType())
 @output_option("CKPT's stem + .baked.safetensors, in the work folder of exporter.toml, or in the current folder where there is none")
 @click.option(
     "--under",
@@ -33,7 +34,7 @@ _UNDER = "With -o NAME.pt: write {KEY: weights}; auto: in the form that the trai
 def command(
     screen: Screen,
     /,
-    checkpoint: Path | None,
+    checkpoint: Location | None,
     output: Path | None,
     under: str,
     model: str | None,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import config_option, config_with, input_option, output_option, screen_options, weights_options
+from exporter.cli.options import LocationType, config_option, config_with, input_option, output_option, screen_options, weights_options
 from exporter.cli.screen import Screen
+from exporter.locations import Location
 
 __all__ = ["command"]
 
@@ -15,7 +16,7 @@ __all__ = ["command"]
 @click.command("export-onnx")
 @click.argument("model", required=False, metavar="[MODEL]")
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights for MODEL, where exporter.toml names none.")
+@click.option("--checkpoint", type=LocationType(), help="Weights for MODEL, where exporter.toml names none.")
 @input_option
 @click.option("--opset", type=int, help="Operator-set version; default: 20.")
 @click.option("--static-batch", is_flag=True, help="Fix the batch at 1.")
@@ -29,7 +30,7 @@ def command(
     /,
     model: str | None,
     arguments: tuple[str, ...],
-    checkpoint: Path | None,
+    checkpoint: Location | None,
     opset: int | None,
     static_batch: bool,
     output: Path | None,

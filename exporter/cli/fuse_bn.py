@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import config_option, config_with, input_option, output_option, screen_options, weights_options
+from exporter.cli.options import LocationType, config_option, config_with, input_option, output_option, screen_options, weights_options
 from exporter.cli.screen import Screen
+from exporter.locations import Location
 
 __all__ = ["command"]
 
@@ -16,7 +17,7 @@ __all__ = ["command"]
 @click.argument("model", required=False, metavar="[MODEL]")
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--check", is_flag=True, help="Compare with the unfused model in float64; the exit status is the verdict.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights for MODEL, where exporter.toml names none.")
+@click.option("--checkpoint", type=LocationType(), help="Weights for MODEL, where exporter.toml names none.")
 @input_option
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Leave BatchNorms with such names alone (several allowed).")
 @output_option("CKPT's stem + .fused.pt2, beside the other artefacts")
@@ -30,7 +31,7 @@ def command(
     model: str | None,
     arguments: tuple[str, ...],
     check: bool,
-    checkpoint: Path | None,
+    checkpoint: Location | None,
     keep: tuple[str, ...],
     output: Path | None,
     inputs: tuple[str, ...],

@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli.options import screen_options
+from exporter.cli.options import LocationType, screen_options
 from exporter.cli.screen import Screen
 
 if TYPE_CHECKING:
     from exporter.artifacts import LayoutReading
+    from exporter.locations import Location
 
 __all__ = ["command"]
 
 
 @click.command("init")
-@click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+@click.argument("checkpoint", metavar="CKPT", type=LocationType())
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("exporter.toml"), show_default=True, help="File to write."
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @screen_options
 @click.pass_obj
-def command(screen: Screen, /, checkpoint: Path, output: Path, force: bool) -> None:
+def command(screen: Screen, /, checkpoint: Location, output: Path, force: bool) -> None:
     """Read CKPT and write a commented exporter.toml with what was found in it."""
     from exporter.checkpoint import open_checkpoint
     from exporter.errors import ArtifactError
@@ -36,7 +37,7 @@ def command(screen: Screen, /, checkpoint: Path, output: Path, force: bool) -> N
     if output.exists() and not force:
         help_text = "--force replaces it, -o names another"
         raise ArtifactError("E735", "the file exists already; it was left as it is", facts={"file": output}, help=help_text)
-    relative = os.path.relpath(checkpoint.absolute(), output.absolute().parent)
+    relative = os.path.relpath(checkpoint.absolute(), output.absolute().parent) if isinstance(checkpoint, Path) else str(checkpoint)
     write_bytes(output, _text(relative, reading).encode())
     screen.show([f"→ {output}   {'ready for exporter run' if reading.model else 'fill in [model] factory, then: exporter run'}"])
     screen.result({"path": str(output), "layout": reading.layout, "candidates": [c.name for c in reading.candidates], "model": reading.model})

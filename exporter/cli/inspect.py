@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli.options import screen_options
+from exporter.cli.options import LocationType, screen_options
 from exporter.cli.screen import Screen
 
 if TYPE_CHECKING:
     from exporter.artifacts import Checkpoint, EmaCandidate, LayoutReading
+    from exporter.locations import Location
 
 __all__ = ["command"]
 
@@ -21,14 +21,14 @@ _MAX_COUNTED = 500_000
 
 
 @click.command("inspect")
-@click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+@click.argument("checkpoint", metavar="CKPT", type=LocationType())
 @click.option("--decay", type=float, help="Decay that training used, where the file does not say; it decides the health of the average.")
 @click.option("--tree", is_flag=True, help="Show every entry with its shape and dtype.")
 @click.option("--depth", type=click.IntRange(min=1), default=1, show_default=True, help="Levels of the tree shown without --tree.")
 @click.option("--digest", is_flag=True, help="Read the whole file and show its SHA-256.")
 @screen_options
 @click.pass_obj
-def command(screen: Screen, /, checkpoint: Path, decay: float | None, tree: bool, depth: int, digest: bool) -> None:
+def command(screen: Screen, /, checkpoint: Location, decay: float | None, tree: bool, depth: int, digest: bool) -> None:
     """Show what is inside CKPT: layout, averages with their health, optimizer slots, tree, and the code that it names.
 
     Instant, and safe on any file: nothing in it is executed, and no tensor is loaded.

@@ -9,13 +9,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from exporter.cli.screen import Screen
+from exporter.locations import Location, location_of
 
 if TYPE_CHECKING:
     from exporter.config import Config
 
-__all__ = ["config_option", "config_with", "input_option", "model_arguments", "output_option", "screen_options", "weights_options"]
+__all__ = ["LocationType", "config_option", "config_with", "input_option", "model_arguments", "output_option", "screen_options", "weights_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class LocationType(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers, in some versions of click alone
+    """A path, or a URL as it was typed."""
+
+    name = "path"
+
+    def convert(self, value: str | Location, param: click.Parameter | None, ctx: click.Context | None) -> Location:  # noqa: ARG002 - click's signature
+        """Return what ``value`` names."""
+        return location_of(value)
 
 
 def screen_options(command: Command) -> Command:
@@ -74,7 +85,7 @@ def weights_options(command: Command) -> Command:
 def config_with(
     config_path: Path | None,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Location | None = None,
     model: str | None = None,
     arguments: tuple[str, ...] = (),
     inputs: tuple[str, ...] = (),
@@ -100,7 +111,7 @@ def config_with(
         config_path = found
     path = config_path if config_path is not None else find_config(Path())
     here = path is None or path.parent == Path()
-    named = str(checkpoint if here else checkpoint.absolute()) if checkpoint else None
+    named = checkpoint.absolute() if isinstance(checkpoint, Path) and not here else checkpoint
     flags: dict[str, dict[str, Any]] = {**sections, "": {"checkpoint": named}}
     if model is not None:
         flags["model"] = {"factory": _absolute_factory(model), "arguments": model_arguments(arguments)}

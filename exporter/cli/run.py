@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import config_option, config_with, input_option, screen_options, weights_options
+from exporter.cli.options import LocationType, config_option, config_with, input_option, screen_options, weights_options
 from exporter.cli.screen import Screen
+from exporter.locations import Location
 
 __all__ = ["command"]
 
 
 @click.command("run")
-@click.argument("checkpoint", required=False, metavar="[CKPT]", type=click.Path(path_type=Path))
+@click.argument("checkpoint", required=False, metavar="[CKPT]", type=LocationType())
 @click.option("--model", metavar="MODEL", help="Code that builds the network, which runs: timm:NAME, package.module:callable, file.py:callable.")
 @input_option
 @click.option("--min-speedup", type=float, help="Speed-up over the unfused model that is required.")
@@ -25,7 +26,7 @@ __all__ = ["command"]
 def command(
     screen: Screen,
     /,
-    checkpoint: Path | None,
+    checkpoint: Location | None,
     model: str | None,
     min_speedup: float | None,
     require_trt: bool | None,

@@ -6,13 +6,13 @@ The bytes that are checked are the bytes that are handed out: nothing is read tw
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import StorageRef, TensorRef
 from exporter.errors import CheckpointError
-from exporter.locations import Location
+from exporter.locations import Location, RemotePath
 from exporter.tensors.checksums import checksum_of
 from exporter.tensors.dtypes import DTYPES, numpy_dtype
 from exporter.tensors.shards import bands, narrow
@@ -54,6 +54,20 @@ class TensorReader:
         """Close the files."""
         self._stack.close()
 
+    def expect(self, refs: Iterable[TensorRef]) -> None:
+        """Take note that these tensors are read soon, in this order: what lies behind a URL is then read ahead."""
+        ranges: dict[RemotePath, list[tuple[int, int]]] = {}
+        for ref in refs:
+            path, storage = ref.storage.path, ref.storage
+            if isinstance(path, RemotePath) and not ref.shards:
+                begin, end = 0, storage.size_bytes
+                if checksum_of(storage) is None and is_contiguous(ref):
+                    begin = ref.offset * DTYPES[ref.dtype].size_bytes
+                    end = begin + size_bytes(ref)
+                ranges.setdefault(path, []).append((storage.offset + begin, storage.offset + end))
+        for path, wanted in ranges.items():
+            self._file(path).expect(dict.fromkeys(wanted))
+
     def whole_chunks(self, storage: StorageRef, space: Callable[[], memoryview]) -> Iterator[memoryview]:
         """Yield all bytes of a storage, part by part, each at the beginning of the memory that ``space`` returns when it is read.
 
@@ -64,6 +78,7 @@ class TensorReader:
         """
         file, position, crc = self._file(storage.path), 0, 0
         checksum = checksum_of(storage)
+        file.expect([(storage.offset, storage.offset + storage.size_bytes)])
         while position < storage.size_bytes:
             part = space()[: min(WHOLE_CHUNK_BYTES, storage.size_bytes - position)]
             _read_exactly(file, storage, position, part)
@@ -98,6 +113,7 @@ class TensorReader:
         checksum = checksum_of(storage) if place not in self._verified else None
         position, stop = (0, storage.size_bytes) if checksum is not None else (begin, end)
         buffer = memoryview(bytearray(min(chunk_bytes, stop - position)))
+        self._file(storage.path).expect([(storage.offset + position, storage.offset + stop)])
         crc = 0
         while position < stop:
             part = buffer[: min(len(buffer), stop - position)]

@@ -15,12 +15,13 @@ from exporter import __version__
 from exporter.artifacts import BakeSummary, Checkpoint, Digest, EmaCandidate, Provenance, Selection, TensorSpec, Weights
 from exporter.errors import LayoutError
 from exporter.files import atomic_write
-from exporter.locations import Location
+from exporter.locations import Location, RemotePath
 from exporter.tensors import DTYPES, TensorReader, header_bytes, size_bytes
 from exporter.tensors.contents import contents_digest
 from exporter.tensors.dtypes import SHORT_NAMES
 from exporter.tensors.safetensors_writing import spec_size_bytes
 from exporter.weights.batch_norm import statistics_of
+from exporter.weights.blend import inputs_of
 from exporter.weights.chosen import choose
 from exporter.weights.drift import DriftSums
 from exporter.weights.identity import identify, lineage_key
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["bake", "cast_of", "refuse_overwriting", "write_tensors"]
 
 _MAX_DRIFT_BYTES = 256_000_000
-"""Averaged weights up to this size are compared with the raw ones unless that is decided: it takes them once more as long."""
+"""Averaged weights up to this size are compared with the raw ones unless that is decided: it takes them once more as long.
+Those behind a URL are not: it would be as much again to fetch."""
 
 _ZEROISH_SCALE = 0.1
 """Below this share of the norm of the raw weights an average is more zeros than weights."""
@@ -131,6 +133,7 @@ def write_tensors(
     drifts: dict[str, DriftSums] = {}
     with TensorReader() as reader, WriterBehind(file.fileno(), expected_bytes=len(header) + total) as target:
         target.write(header)
+        reader.expect(ref for planned in plan.tensors for source in (planned.source, planned.twin) if source is not None for ref in inputs_of(source))
         for planned in plan.tensors:
             crc, sums = stream_tensor(planned, reader, target, path=path, allow_nonfinite=config.allow_nonfinite, advance=advance)
             checksums.append(crc)
@@ -140,6 +143,8 @@ def write_tensors(
 
 
 def _measures_drift(plan: BakePlan, config: BakeConfig) -> bool:
+    if config.drift == "auto" and any(isinstance(ref.storage.path, RemotePath) for planned in plan.tensors for ref in inputs_of(planned.source)):
+        return False
     if config.drift == "auto":
         return sum(size_bytes(planned.source) for planned in plan.tensors if planned.is_averaged) <= _MAX_DRIFT_BYTES
     return config.drift == "always"

@@ -11,6 +11,7 @@ import itertools
 import os
 import random
 import tempfile
+import weakref
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
@@ -183,6 +184,7 @@ class RemoteFile:
                     "E158", "the checkpoint at the URL is too large for its container to be read there", facts=facts, help=help_text
                 )
             self._source.whole = self._copied()
+            weakref.finalize(self._source, self._source.whole.close)
         descriptor: int = self._source.whole.fileno()
         return descriptor
 
