@@ -14,7 +14,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-DEFAULT = {"changelog", "demo", "docs", "imports", "lint", "peers", "peers-tf", "py", "typing"}
+DEFAULT = {"buckets", "changelog", "demo", "docs", "imports", "lint", "peers", "peers-tf", "py", "typing"}
 ON_DEMAND = {"bench", "constraints", "fixtures", "fuzz", "gpu"}
 
 

@@ -52,15 +52,17 @@ class S3Transport:
             answer = await self._call("get_object", Range=f"bytes={begin}-{end - 1}", IfMatch=etag)
         except OSError as err:
             raise changed(self._path, "another object", found.version) from err
-        with answer["Body"] as body:
+        body = answer["Body"]
+        try:
             if answer["ETag"] != etag:
                 raise changed(self._path, f"ETag {answer['ETag']}", found.version)
             if answer.get("ContentRange") != f"bytes {begin}-{end - 1}/{found.size_bytes}":
                 raise malformed(self._path, f"Content-Range: {answer.get('ContentRange', 'none')}", f"bytes {begin} to {end - 1}, as asked for")
-            try:
-                return _exactly(await body.read(), end - begin)
-            except _network_errors() as err:
-                raise Transient(type(err).__name__) from err
+            return _exactly(await body.read(), end - begin)
+        except _network_errors() as err:
+            raise Transient(type(err).__name__) from err
+        finally:
+            body.close()
 
     async def _call(self, method: str, **more: str) -> Any:  # noqa: ANN401 - the library's answer
         import botocore.exceptions as botocore
