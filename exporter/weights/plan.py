@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from exporter.artifacts import Checkpoint, TensorSpec
@@ -13,6 +13,7 @@ from exporter.weights.batch_norm import refuse_without_statistics, statistics_fr
 from exporter.weights.blend import Source, inputs_of, scaled
 from exporter.weights.layout import Average, WeightSet
 from exporter.weights.naming import near_misses
+from exporter.weights.state_dicts import with_tied
 
 if TYPE_CHECKING:
     from exporter.config import BakeConfig
@@ -80,6 +81,8 @@ def plan_average(checkpoint: Checkpoint, average: Average, raw: WeightSet | None
             BatchNorm statistics where some are asked for (E255 to E257).
     """
     _check_plain(checkpoint, average.weights)
+    if raw is not None:
+        average = replace(average, weights=with_tied(average.weights, raw))
     averaged = average.weights.tensors
     twins: Mapping[str, Source] = raw.tensors if raw is not None else {}
     if raw is not None:

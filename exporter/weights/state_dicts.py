@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from exporter.artifacts import Node, ObjectRef, TensorRef
 from exporter.errors import LayoutError
@@ -11,7 +12,7 @@ from exporter.tensors import DTYPES
 from exporter.weights.blend import Blend, Source
 from exporter.weights.layout import WeightSet
 
-__all__ = ["as_weights", "child", "is_module", "own_names", "same_values"]
+__all__ = ["as_weights", "child", "is_module", "own_names", "same_values", "with_tied"]
 
 MAX_MODULES = 100_000
 """Module paths visited in a pickled module; shared submodules count once for every path, as in torch's state dict."""
@@ -96,6 +97,21 @@ def same_values(one: WeightSet, other: WeightSet) -> bool:
     """
     names = [name for name, ref in one.tensors.items() if DTYPES[ref.dtype].kind == "float"]
     return bool(names) and all(name in other.tensors and _same_bytes(one.tensors[name], other.tensors[name]) for name in names)
+
+
+def with_tied(weights: WeightSet, like: WeightSet) -> WeightSet:
+    """Return ``weights`` also under every name that is one tensor with a name of theirs in ``like``.
+
+    A parameter with two names is averaged once, under the first of them; the other must not be left with another copy's values.
+    """
+    first = {_view(like.tensors[name]): name for name in reversed(weights.tensors) if name in like.tensors}
+    tied = {name: first.get(_view(ref)) for name, ref in like.tensors.items() if name not in weights.tensors and not isinstance(ref, Blend)}
+    more = {name: weights.tensors[own] for name, own in tied.items() if own is not None}
+    return replace(weights, tensors={**weights.tensors, **more}) if more else weights
+
+
+def _view(ref: Source) -> object:
+    return ref if isinstance(ref, Blend) else (ref.storage, ref.dtype, ref.shape, ref.strides, ref.offset, ref.shards)
 
 
 def _same_bytes(one: Source, other: Source) -> bool:

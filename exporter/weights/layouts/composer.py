@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from exporter.artifacts import Checkpoint, Node
 from exporter.weights.layout import Average, Layout, Match, WeightSet
-from exporter.weights.state_dicts import as_weights, child, own_names
+from exporter.weights.state_dicts import as_weights, child, own_names, with_tied
 
 __all__ = ["LAYOUT"]
 
@@ -30,7 +30,7 @@ def read(checkpoint: Checkpoint) -> Match | None:
     model = own_names(model)
     other = own_names(other, like=model)
     if active:
-        raw = replace(other, tensors={**model.tensors, **other.tensors})
+        raw = replace(other, tensors={**model.tensors, **with_tied(other, model).tensors})
         remark = "saved with the average in the model: `state.model` is the average, `ema_model` the raw weights"
         return Match("composer", (Average("model", model, buffers="averaged"),), raw, remarks=(remark,))
     frozen = frozenset(model.tensors) - frozenset(other.tensors)

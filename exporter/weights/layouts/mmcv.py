@@ -13,7 +13,7 @@ from exporter.artifacts import Checkpoint
 from exporter.weights.blend import Source
 from exporter.weights.layout import Average, Layout, Match, WeightSet
 from exporter.weights.naming import forward_names
-from exporter.weights.state_dicts import as_weights, child, own_names
+from exporter.weights.state_dicts import as_weights, child, own_names, with_tied
 
 __all__ = ["LAYOUT"]
 
@@ -38,7 +38,9 @@ def read(checkpoint: Checkpoint) -> Match | None:
     averaged = {id(tensors[name]) for name in table.values()}
     average = {name: ref for name, ref in whole.tensors.items() if id(ref) in averaged}
     copied = frozenset(whole.tensors) - frozenset(average)
-    raw = {**{name: tensors[name] for name in plain}, **{own: tensors[mangled] for mangled, own in table.items()}}
+    written = WeightSet(STATE, {name: tensors[name] for name in plain})
+    trained = WeightSet(STATE, {own: tensors[mangled] for mangled, own in table.items()})
+    raw = {**written.tensors, **with_tied(trained, written).tensors}
     remark = "mmcv swaps when it saves: the plain names are the average, the buffers `ema_...` the raw weights"
     candidate = Average(STATE, WeightSet(STATE, average, whole.others), copied=copied)
     return Match("mmcv", (candidate,), own_names(WeightSet(STATE, raw, weights.others)), remarks=(remark,))
