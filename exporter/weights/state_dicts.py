@@ -104,7 +104,7 @@ def with_tied(weights: WeightSet, like: WeightSet) -> WeightSet:
 
     A parameter with two names is averaged once, under the first of them; the other must not be left with another copy's values.
     """
-    first = {_view(like.tensors[name]): name for name in reversed(weights.tensors) if name in like.tensors}
+    first = {_view(like.tensors[name]): name for name in reversed(list(weights.tensors)) if name in like.tensors}
     tied = {name: first.get(_view(ref)) for name, ref in like.tensors.items() if name not in weights.tensors and not isinstance(ref, Blend)}
     more = {name: weights.tensors[own] for name, own in tied.items() if own is not None}
     return replace(weights, tensors={**weights.tensors, **more}) if more else weights

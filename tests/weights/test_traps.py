@@ -37,7 +37,7 @@ TRAPS = {
     "ultralytics, stripped": "test_layouts.py::test_stripped_ultralytics_cannot_tell",
     "Lightning after fit": "test_swapped_layouts.py::test_lightning_after_fit_has_no_raw_weights",
     "Keras after fit": "test_keras_layout.py::test_after_fit_nothing_is_beside_the_weights",
-    "a file named as an average": "test_dict_layouts.py::test_a_name_is_evidence_and_no_proof",
+    "a file named as an average": "test_names_of_files.py::test_a_name_is_evidence_and_no_proof",
     # values and counters
     "equal copies": "test_dict_layouts.py::test_equal_copies_are_said",
     "a cold average": "test_baking.py::test_cold_average_is_refused_unless_asked_for",
@@ -170,7 +170,12 @@ def test_a_layer_called_ema_keeps_its_name(layout: str, baked: Bake) -> None:
         "averaged": {"model": raw, "swa": {"n_averaged": torch.tensor(5), **{f"module.{name}": tensor for name, tensor in average.items()}}},
         "ema": {"model": raw, "ema": average},
         "lightning": {"state_dict": average, "current_model_state": raw, "averaging_state": {"n_averaged": torch.tensor(7)}},
-        "mmengine": {"meta": {}, "message_hub": {}, "state_dict": average, "ema_state_dict": {"steps": torch.tensor(300), **wrapped}},
+        "mmengine": {
+            "meta": {"mmengine_version": "0.10.7"},
+            "message_hub": {},
+            "state_dict": average,
+            "ema_state_dict": {"steps": torch.tensor(300), **wrapped},
+        },
     }[layout]
     arrays = baked(content)[1]
     assert set(arrays) == set(raw)
