@@ -35,7 +35,7 @@ SMALL = {
     "Flax": "flax-plain",
 }
 WITH_CHECKSUMS = {"torch zip", "distributed", "DeepSpeed", "torch.export", "TorchScript", "TensorFlow"}
-CUTS, FLIPS = 100, 45
+CUTS, FLIPS = 60, 30
 
 
 @pytest.fixture(scope="module")
