@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from exporter.artifacts import Checkpoint, TensorSpec, Weights
 from exporter.config import Config
+from exporter.locations import Location
 from exporter.weights import Combination, average_key, combine, identify, load_weights, mean_of
 from exporter.workspace import Progress, Workspace
 
@@ -17,7 +18,7 @@ How: TypeAlias = Callable[[Sequence[Checkpoint]], Combination]
 
 
 def average_files(
-    config: Config, paths: Sequence[Path], output: Path, *, shares: Sequence[float] | None = None, how: How | None = None, progress: Progress
+    config: Config, paths: Sequence[Location], output: Path, *, shares: Sequence[float] | None = None, how: How | None = None, progress: Progress
 ) -> tuple[Weights, tuple[Checkpoint, ...]]:
     """Write the average of the checkpoints at ``paths`` to ``output``, unless it is there and up to date.
 
@@ -33,7 +34,7 @@ def average_files(
         ExporterError: as ``exporter.average``.
     """
     config = config.replace(weights=config.weights.replace(select=""))
-    spaces = [Workspace(config.replace(checkpoint=path.absolute()), progress=progress) for path in paths]
+    spaces = [Workspace(config.replace(checkpoint=path.absolute() if isinstance(path, Path) else path), progress=progress) for path in paths]
     checkpoints = tuple(space.checkpoint for space in spaces)
     combination = how(checkpoints) if how is not None else mean_of(checkpoints, shares)
     order = _parameter_order(spaces) if config.weights.choice == "ema" else None
@@ -49,7 +50,7 @@ def average_files(
     return combine(checkpoints, combination, config.weights, output, digests=digests, progress=tell, parameter_order=order), checkpoints
 
 
-def output_of(paths: Sequence[Path], folder: Path) -> Path:
+def output_of(paths: Sequence[Location], folder: Path) -> Path:
     """Return where an average goes that was given no name: the first checkpoint's stem + ``.averaged.safetensors``."""
     return folder / f"{paths[0].stem}.averaged.safetensors"
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import config_option, config_with, output_option, screen_options, weights_options
+from exporter.cli.options import LocationType, config_option, config_with, output_option, screen_options, weights_options
 from exporter.cli.screen import Screen
+from exporter.locations import Location
 
 __all__ = ["command"]
 
@@ -15,7 +16,7 @@ _UNDER = "With -o NAME.pt: write {KEY: weights}, as a trainer's own loader reads
 
 
 @click.command("average")
-@click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...", type=click.Path(path_type=Path))
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...", type=LocationType())
 @output_option("the first CKPT's stem + .averaged.safetensors, in the work folder of exporter.toml, or in the current folder where there is none")
 @click.option("--under", metavar="KEY", default="", help=_UNDER)
 @click.option("--share", metavar="NUMBERS", help="Share of each CKPT: 0.5,0.3,0.2; divided by their sum. Default: all count alike.")
@@ -27,7 +28,7 @@ _UNDER = "With -o NAME.pt: write {KEY: weights}, as a trainer's own loader reads
 def command(
     screen: Screen,
     /,
-    checkpoints: tuple[Path, ...],
+    checkpoints: tuple[Location, ...],
     output: Path | None,
     under: str,
     share: str | None,

@@ -112,6 +112,7 @@ def test_options_are_frozen() -> None:
         "run": ["--config", "--input", "--min-speedup", "--model", "--require-trt", *weights],
         "inspect": ["--decay", "--depth", "--digest", "--tree"],
         "bake-ema": ["--config", "--model", "--output", "--under", *weights],
+        "average": ["--config", "--model", "--output", "--share", "--under", *weights],
         "fuse-bn": ["--check", "--checkpoint", "--config", "--input", "--keep", "--output", *weights],
         "export-onnx": ["--checkpoint", "--config", "--input", "--opset", "--output", "--static-batch", *weights],
         "build-trt": ["--config", "--optimization-level", "--output", "--profile", "--python", "--tf32", "--workspace-mib"],

@@ -299,23 +299,30 @@ print(position, peak() - before)
 
 
 def test_the_command_line_takes_urls_and_shows_no_secret(saved: Path, tmp_path: Path) -> None:
-    """`inspect` and `bake-ema` work on a URL; neither output, record nor baked file holds password or query."""
+    """`inspect`, `bake-ema`, `average` and `init` work on a URL; neither output, record nor baked file holds password or query."""
     with serving(site_of(saved)) as site:
         url = f"{site.url.replace('//', f'//reader:{SECRET}@')}/runs/last.pt?X-Signature={SECRET}"
         outputs = [
             subprocess.run(
                 [sys.executable, "-c", "from exporter.cli.app import main; main()", *arguments], capture_output=True, cwd=tmp_path, check=False
             )
-            for arguments in (["inspect", url], ["inspect", "--json", url], ["bake-ema", url], ["bake-ema", "--json", url], ["init", url])
+            for arguments in (
+                ["inspect", url],
+                ["inspect", "--json", url],
+                ["bake-ema", url],
+                ["bake-ema", "--json", url],
+                ["average", url, str(saved)],
+                ["init", url],
+            )
         ]
         config = load_config(tmp_path / "exporter.toml")
-    assert [done.returncode for done in outputs] == [0] * 5, outputs
+    assert [done.returncode for done in outputs] == [0] * 6, outputs
     assert isinstance(config.checkpoint, RemotePath)
     assert (tmp_path / "last.baked.safetensors").is_file()
     assert f"{site.url}/runs/last.pt".encode() in outputs[0].stdout
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     shown = [stream for done in outputs for stream in (done.stdout, done.stderr)]
-    assert len(written) == 3
+    assert len(written) == 5
     assert not any(SECRET.encode() in content for content in [*written, *shown])
 
 
