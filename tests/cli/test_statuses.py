@@ -111,7 +111,7 @@ def test_options_are_frozen() -> None:
     expected = {
         "run": ["--config", "--input", "--min-speedup", "--model", "--require-trt", *weights],
         "inspect": ["--decay", "--depth", "--digest", "--tree"],
-        "bake-ema": ["--config", "--model", "--output", "--under", *weights],
+        "bake-ema": ["--config", "--select", "--metric", "--model", "--output", "--under", *weights],
         "average": ["--config", "--model", "--output", "--share", "--under", *weights],
         "fuse-bn": ["--check", "--checkpoint", "--config", "--input", "--keep", "--output", *weights],
         "export-onnx": ["--checkpoint", "--config", "--input", "--opset", "--output", "--static-batch", *weights],
