@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
-__all__ = ["AbstractGraph", "ChannelAffine", "Linear", "Operator", "Training", "Value"]
+from exporter.graph.through import Join, KeepsChannels, Maximum, Permutation, PixelShuffle, Reshape, Sum, Take
+
+__all__ = ["AbstractGraph", "BatchNorm", "ChannelAffine", "ConstantAffine", "Linear", "Operator", "Role", "Training", "Value", "Window"]
 
 
 class Training(enum.Enum):
@@ -44,12 +47,26 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """Where a convolution looks: ``stride * o - padding + dilation * i`` for output ``o`` and tap ``i``, along each spatial axis."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Linear:
-    """``y = W * x + b`` for some linear ``*``, with output channels along an axis of ``W`` and an axis of ``y``.
+    """``y = W * x + b`` for some linear ``*``, with channels along an axis of ``x``, of ``y`` and two of ``W``.
 
     Attributes:
-        weight_axis: axis of ``weight`` that numbers the output channels.
-        output_axis: axis of the output that numbers the channels.
+        weight_axis, weight_input_axis: axes of ``weight`` that number the channels of the output and of the input; with groups, those
+            of one group along one of the two.
+        output_axis, input_axis: axes of the output and of ``data`` that number the channels.
+        is_transposed: a transposed convolution, whose weight is ``(inputs, outputs of a group, ...)``.
+        sees_all: every output is a sum over all taps of the weight; False where zeros are padded.
+        window: of a convolution, where its numbers are known.
     """
 
     data: str
@@ -57,11 +74,17 @@ class Linear:
     bias: str | None
     weight_axis: int
     output_axis: int
+    weight_input_axis: int = 1
+    input_axis: int = 1
+    groups: int = 1
+    is_transposed: bool = False
+    sees_all: bool = True
+    window: Window | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ChannelAffine:
-    """``y = s x + t`` along one axis, with ``s = gamma / sqrt(var + eps)`` and ``t = beta - mean s``: a BatchNorm."""
+class BatchNorm:
+    """``y = s x + t`` along one axis, with ``s = gamma / sqrt(var + eps)`` and ``t = beta - mean s``."""
 
     data: str
     gamma: str | None
@@ -79,6 +102,30 @@ class ChannelAffine:
 
 
 @dataclass(frozen=True, slots=True)
+class ConstantAffine:
+    """``y = s x + t`` along one axis, with constants: a frozen BatchNorm written as a product and a sum.
+
+    Attributes:
+        is_batch_norm: whether the network's own code calls it one.
+    """
+
+    data: str
+    scale: str
+    shift: str
+    axis: int
+    is_batch_norm: bool = False
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Return the values that it is made of."""
+        return (self.scale, self.shift)
+
+
+ChannelAffine: TypeAlias = "BatchNorm | ConstantAffine"
+Role: TypeAlias = "Linear | ChannelAffine | KeepsChannels | Maximum | Permutation | Reshape | PixelShuffle | Take | Join | Sum"
+
+
+@dataclass(frozen=True, slots=True)
 class Operator:
     """A call in the graph.
 
@@ -86,6 +133,8 @@ class Operator:
         module: name of the module of the user's that it belongs to: ``stages.block1.bn1``.
         kind: short name for people: ``conv2d``, ``relu``.
         role: what the planner knows of its algebra; None is "anything".
+        writes: the inputs that it changes in place.
+        alias_of: the input whose memory its output looks into, where there is one.
     """
 
     name: str
@@ -93,7 +142,9 @@ class Operator:
     kind: str
     inputs: tuple[str, ...]
     output: str
-    role: Linear | ChannelAffine | None = None
+    role: Role | None = None
+    writes: tuple[str, ...] = ()
+    alias_of: str | None = None
 
     @property
     def label(self) -> str:
@@ -109,13 +160,21 @@ class AbstractGraph:
         self.operators: dict[str, Operator] = {operator.name: operator for operator in operators}
 
     def channel_affines(self) -> list[Operator]:
+        """Return the BatchNorms, and what may be one, in the order of execution."""
+        return [operator for operator in self.operators.values() if isinstance(operator.role, (BatchNorm, ConstantAffine))]
+
+    def batch_norms(self) -> list[Operator]:
         """Return the BatchNorms in the order of execution."""
-        return [operator for operator in self.operators.values() if isinstance(operator.role, ChannelAffine)]
+        return [operator for operator in self.channel_affines() if not isinstance(operator.role, ConstantAffine) or operator.role.is_batch_norm]
 
     def producer_of(self, value: str) -> Operator | None:
         """Return the operator that makes ``value``; None for inputs and constants."""
         name = self.values[value].producer
         return self.operators[name] if name is not None else None
+
+    def users_of(self, value: str) -> list[Operator]:
+        """Return the operators that read ``value``, in graph order."""
+        return [self.operators[name] for name in self.values[value].users]
 
     def users_of_memory(self, value: str) -> list[Operator]:
         """Return the operators that read ``value`` or another value in the same memory."""
@@ -127,35 +186,52 @@ class AbstractGraph:
                     names.update(dict.fromkeys(other.users))
         return [self.operators[name] for name in names]
 
-    def absorb_(self, affine: Operator, producer: Operator) -> None:
-        """Take ``affine`` out: whoever read its output now reads the output of ``producer``, of which it was the only user."""
-        into, gone = self.values[producer.output], self.values.pop(affine.output)
-        del self.operators[affine.name]
-        into.users, into.is_output = gone.users, gone.is_output
-        for name in gone.users:
-            user = self.operators[name]
-            self.operators[name] = _redirect(user, gone.name, into.name)
-        if isinstance(affine.role, ChannelAffine):
-            for name in affine.role.parameters:
-                self.values[name].users = [user for user in self.values[name].users if user != affine.name]
+    def written_after(self, value: str, operator: Operator) -> Operator | None:
+        """Return an operator behind ``operator`` that changes the memory of ``value`` in place, None where there is none."""
+        root, behind = self._root(value), False
+        for other in self.operators.values():
+            if behind and any(self._root(name) == root for name in other.writes):
+                return other
+            behind = behind or other.name == operator.name
+        return None
 
-    def ensure_bias_(self, name: str) -> None:
-        """Give the linear operator ``name`` a bias if it has none: a constant called ``<name>::bias``."""
-        operator = self.operators[name]
-        role = operator.role
-        if not isinstance(role, Linear) or role.bias is not None:
-            return
-        bias = f"{name}::bias"
-        self.values[bias] = Value(bias, 1, self.values[role.weight].dtype, users=[name], is_constant=True, label=f"bias of {operator.label}")
-        role = Linear(role.data, role.weight, bias, role.weight_axis, role.output_axis)
-        self.operators[name] = Operator(name, operator.module, operator.kind, (*operator.inputs, bias), operator.output, role)
+    def bypass_(self, name: str, value: str) -> None:
+        """Take an operator out: whoever read its output reads ``value`` now; so do the operators that nobody reads any more."""
+        gone = self.operators[name]
+        into, output = self.values[value], self.values[gone.output]
+        for user in output.users:
+            self.operators[user] = _redirected(self.operators[user], gone.output, value)
+            if user not in into.users:
+                into.users.append(user)
+        into.is_output = into.is_output or output.is_output
+        output.users, output.is_output = [], False
+        self._remove_(name)
+
+    def _remove_(self, name: str) -> None:
+        """Remove an operator whose output nobody reads, and those that thereby lose their last reader."""
+        gone = self.operators.pop(name)
+        self.values.pop(gone.output, None)
+        for value in dict.fromkeys(gone.inputs):
+            if value not in self.values:
+                continue
+            self.values[value].users = [user for user in self.values[value].users if user != name]
+            producer = self.values[value].producer
+            if producer in self.operators and not self.values[value].users and not self.values[value].is_output:
+                self._remove_(producer)
+
+    def _root(self, value: str) -> str:
+        while (producer := self.producer_of(value)) is not None and producer.alias_of is not None:
+            value = producer.alias_of
+        return value
 
 
-def _redirect(operator: Operator, old: str, new: str) -> Operator:
+def _redirected(operator: Operator, old: str, new: str) -> Operator:
     role = operator.role
-    if isinstance(role, Linear) and role.data == old:
-        role = Linear(new, role.weight, role.bias, role.weight_axis, role.output_axis)
-    elif isinstance(role, ChannelAffine) and role.data == old:
-        role = ChannelAffine(new, role.gamma, role.beta, role.mean, role.var, role.eps, role.training, role.axis)
+    if isinstance(role, (Join, Sum)):
+        role = replace(role, parts=tuple(new if part == old else part for part in role.parts))
+    elif role is not None and role.data == old:
+        role = replace(role, data=new)
+    alias_of = new if operator.alias_of == old else operator.alias_of
+    writes = tuple(new if name == old else name for name in operator.writes)
     inputs = tuple(new if name == old else name for name in operator.inputs)
-    return Operator(operator.name, operator.module, operator.kind, inputs, operator.output, role)
+    return replace(operator, inputs=inputs, role=role, writes=writes, alias_of=alias_of)

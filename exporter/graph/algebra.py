@@ -13,9 +13,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Float64", "affine_from_batch_norm", "rounded_once", "scaled_linear"]
+__all__ = ["Float64", "affine_from_batch_norm", "largest_of", "rounded_once", "scaled_inputs", "scaled_outputs", "shift_seen", "shifted_bias"]
 
 Float64 = NDArray[np.float64]
+
+_FIELDS = {"float32": (128, 23), "float16": (16, 10), "bfloat16": (128, 7)}
+"""The exponent from which on nothing is finite, and the bits of the fraction."""
 
 _FORMATS: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -33,16 +36,66 @@ def affine_from_batch_norm(gamma: Float64 | None, beta: Float64 | None, mean: Fl
         return s, (t if beta is None else beta + t)
 
 
-def scaled_linear(weight: Float64, bias: Float64 | None, s: Float64, t: Float64, *, axis: int) -> tuple[Float64, Float64]:
-    """Return ``W' = s W`` along ``axis`` of ``weight`` and ``b' = s b + t`` (``b`` is 0 where it is None).
+def scaled_outputs(weight: Float64, s: Float64, *, axis: int = 0, groups: int = 1, is_transposed: bool = False) -> Float64:
+    """Return ``W' = s W`` along the output channels of ``weight``.
 
     Exact for every operator that is linear in its weight's output channels: convolutions of any groups, stride, dilation and
-    padding, and matrix products.
+    padding, and matrix products. A transposed convolution keeps its weight as ``(inputs, outputs of a group, ...)``.
     """
-    along = [1] * weight.ndim
-    along[axis] = -1
     with np.errstate(invalid="ignore", over="ignore"):
-        return weight * s.reshape(along), (t if bias is None else s * bias + t)
+        if is_transposed:
+            by_group = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+            return _scaled(by_group, s.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
+        along = [1] * weight.ndim
+        along[axis] = -1
+        return _scaled(weight, s.reshape(along))
+
+
+def scaled_inputs(weight: Float64, s: Float64, *, axis: int = 1, groups: int = 1, is_transposed: bool = False) -> Float64:
+    """Return ``W'`` with ``W' * x = W * (s x)``: scaled along the input channels of ``weight``."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        if not is_transposed and groups > 1:
+            by_group = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+            return _scaled(by_group, s.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
+        along = [1] * weight.ndim
+        along[0 if is_transposed else axis] = -1
+        return _scaled(weight, s.reshape(along))
+
+
+def shift_seen(weight: Float64, t: Float64, *, axis: int = 1, groups: int = 1, is_transposed: bool = False) -> Float64:
+    """Return ``W * t`` for a shift ``t`` per input channel, one number for each output channel.
+
+    It is what every output gets where every output sees all taps of the weight.
+    """
+    scaled = scaled_inputs(weight, t, axis=axis, groups=groups, is_transposed=is_transposed)
+    seen: Float64
+    with np.errstate(invalid="ignore", over="ignore"):
+        if is_transposed:
+            seen = scaled.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(axis=(1, 3)).reshape(-1)
+        elif weight.ndim == 2:
+            seen = scaled.sum(axis=axis)
+        else:
+            seen = scaled.reshape(weight.shape[0], -1).sum(axis=1)
+    return seen
+
+
+def _scaled(weight: Float64, s: Float64) -> Float64:
+    scaled: Float64 = weight * s
+    return scaled
+
+
+def shifted_bias(bias: Float64 | None, s: Float64, t: Float64) -> Float64:
+    """Return ``b' = s b + t``; ``b`` is 0 where it is None."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return t if bias is None else s * bias + t
+
+
+def largest_of(dtype: str) -> float:
+    """Return the largest number that still rounds to a finite value of ``dtype``; from there on it becomes infinite."""
+    if dtype == "float64":
+        return float(np.finfo(np.float64).max)
+    exponent, digits = _FIELDS[dtype]
+    return float(np.nextafter(2.0**exponent - 2.0 ** (exponent - digits - 2), 0.0))
 
 
 def rounded_once(exact: Float64, dtype: str) -> NDArray[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator as python_operator
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,14 +16,16 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from exporter.graph.abstract import AbstractGraph, ChannelAffine, Linear, Operator, Training, Value
+from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Operator, Role, Value
 from exporter.graph.algebra import Float64
+from exporter.graph.aten_calls import BATCH_NORMS, arguments_of, module_of, operator_kind
+from exporter.graph.aten_roles import role_of
 
-__all__ = ["ProgramConstants", "abstract_graph", "arguments_of", "constant_tensor", "count_calls", "module_of", "nested_batch_norms", "operator_kind"]
+__all__ = ["ProgramConstants", "abstract_graph", "constant_tensor", "count_calls", "nested_batch_norms"]
 
-_CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
-_BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"}
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_SIZES = {"sym_size", "sym_numel", "sym_stride"}
+"""Calls that read the shape of a tensor and none of its numbers."""
+
 _CONSTANT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -32,6 +34,7 @@ def abstract_graph(program: ExportedProgram) -> AbstractGraph:
     nodes = list(program.graph.nodes)
     targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.kind in _CONSTANT_KINDS and spec.target is not None}
     written = {*program.graph_signature.buffers_to_mutate.values(), *getattr(program.graph_signature, "parameters_to_mutate", {}).values()}
+    constants = {name: target for name, target in targets.items() if target not in written}
     results = {arg for node in nodes if node.op == "output" for arg in node.all_input_nodes}
     values, operators = [], []
     names = _Names()
@@ -42,7 +45,7 @@ def abstract_graph(program: ExportedProgram) -> AbstractGraph:
         value = Value(node.name, rank=0, dtype="", is_output=node in results, label=node.name)
         if isinstance(tensor, torch.Tensor):
             value.rank, value.dtype, value.shape = tensor.dim(), str(tensor.dtype).removeprefix("torch."), tuple(_size(size) for size in tensor.shape)
-        value.users = [user.name for user in node.users if user.op != "output"]
+        value.users = [user.name for user in node.users if user.op != "output" and operator_kind(user) not in _SIZES]
         if node.op == "placeholder":
             target = targets.get(node.name)
             if target is None:
@@ -51,20 +54,44 @@ def abstract_graph(program: ExportedProgram) -> AbstractGraph:
                 value.label, value.is_constant, value.storage = target, target not in written, _storage(program, target)
         else:
             value.producer = node.name
-            operators.append(_operator(node, targets, names))
+            operators.append(_operator(node, constants, names))
         values.append(value)
-    return AbstractGraph(values, operators)
+    return AbstractGraph(*_without_products(values, operators))
+
+
+def _without_products(values: list[Value], operators: list[Operator]) -> tuple[list[Value], list[Operator]]:
+    """Let a frozen BatchNorm read its data itself: its product, which nothing else reads, is part of it."""
+    table = {value.name: value for value in values}
+    gone: set[str] = set()
+    for position, operator in enumerate(operators):
+        role = operator.role
+        if not isinstance(role, ConstantAffine):
+            continue
+        product = next(name for name in operator.inputs if name != role.shift)
+        for name in (role.data, role.scale):
+            table[name].users = list(dict.fromkeys(operator.name if user == product else user for user in table[name].users))
+        operators[position] = replace(operator, inputs=(role.data, role.scale, role.shift), writes=(), alias_of=None)
+        gone.add(product)
+    return [value for value in values if value.name not in gone], [operator for operator in operators if operator.name not in gone]
 
 
 class ProgramConstants:
-    """The numbers of a program's parameters, buffers and constants."""
+    """The numbers of a program's parameters, buffers and constants.
 
-    def __init__(self, program: ExportedProgram) -> None:
+    Args:
+        program: where they stand.
+        exact: name of a constant -> its numbers in float64, where the program holds them rounded.
+    """
+
+    def __init__(self, program: ExportedProgram, exact: Mapping[str, Float64] | None = None) -> None:
         self._program = program
+        self._exact = exact or {}
         self._targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
 
     def read(self, value: str) -> Float64:
         """Return the numbers of the placeholder ``value``; every floating dtype fits float64 exactly."""
+        if self._targets[value] in self._exact:
+            return self._exact[self._targets[value] or ""]
         exact: Float64 = self._tensor(value).detach().to("cpu", torch.float64).numpy().astype(np.float64, copy=False)
         return exact
 
@@ -86,33 +113,6 @@ def constant_tensor(program: ExportedProgram, target: str) -> torch.Tensor:
     return found
 
 
-def arguments_of(node: torch.fx.Node) -> dict[str, Any]:
-    """Return the arguments of an aten call by the names of its schema, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]  # noqa: SLF001 - torch has no public name for it
-    found = {}
-    for position, argument in enumerate(schema.arguments):
-        if position < len(node.args):
-            found[argument.name] = node.args[position]
-        elif argument.name in node.kwargs:
-            found[argument.name] = node.kwargs[argument.name]
-        elif argument.has_default_value():
-            found[argument.name] = argument.default_value
-    return found
-
-
-def operator_kind(node: torch.fx.Node) -> str:
-    """Return the short name of a call: ``conv2d`` for ``aten.conv2d.default``."""
-    if isinstance(node.target, OpOverload):
-        return str(node.target._schema.name).partition("::")[2]  # noqa: SLF001 - torch has no public name for it
-    return str(getattr(node.target, "__name__", node.target))
-
-
-def module_of(node: torch.fx.Node) -> str:
-    """Return the name of the module that a call belongs to, as in ``named_modules``; empty for the outermost one."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
-
-
 def count_calls(program: ExportedProgram) -> int:
     """Return the number of tensor operations, without access to tuples and arithmetic on sizes."""
     return sum(
@@ -127,7 +127,7 @@ def nested_batch_norms(program: ExportedProgram) -> Iterator[str]:
     for name, module in program.graph_module.named_modules():
         if name and isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
-                if node.op == "call_function" and operator_kind(node) in _BATCH_NORMS:
+                if node.op == "call_function" and operator_kind(node) in BATCH_NORMS:
                     yield module_of(node) or f"{name}.{node.name}"
 
 
@@ -142,77 +142,41 @@ class _Names:
         return name if self._count[name] == 1 else f"{name} (call {self._count[name]})"
 
 
-def _operator(node: torch.fx.Node, targets: Mapping[str, str], names: _Names) -> Operator:
-    inputs = tuple(_all_inputs(node))
+def _operator(node: torch.fx.Node, constants: Mapping[str, str], names: _Names) -> Operator:
     kind, module = operator_kind(node), module_of(node)
-    role: Linear | ChannelAffine | None = None
-    if node.op == "call_function" and isinstance(node.target, OpOverload) and node.target.namespace == "aten":
-        if kind in _BATCH_NORMS:
-            role = _batch_norm(node, kind)
-            if role is not None:
-                owner = targets.get(role.mean or role.gamma or "", "").rpartition(".")[0]
-                module, kind = names.unique(owner or module or node.name), "batch_norm"
-        else:
-            role = _linear(node, kind)
-            kind = _kind_of_convolution(node) if role is not None and kind == "convolution" else kind
-            if role is not None and not module:
-                module = targets.get(role.weight, "").rpartition(".")[0]
-    return Operator(node.name, module, kind, inputs, node.name, role)
+    role: Role | None = None
+    if node.op == "call_function" and (node.target is python_operator.getitem or _is_aten(node)):
+        role = role_of(node, constants)
+    if isinstance(role, BatchNorm):
+        owner = constants.get(role.mean or role.gamma or "", "").rpartition(".")[0]
+        module, kind = names.unique(owner or module or node.name), "batch_norm"
+    elif isinstance(role, ConstantAffine):
+        module, kind = names.unique(module or node.name), "batch_norm" if role.is_batch_norm else "affine"
+    elif isinstance(role, Linear):
+        kind = f"conv{'_transpose' if role.is_transposed else ''}{_rank(node) - 2}d" if kind == "convolution" else kind
+        module = module or constants.get(role.weight, "").rpartition(".")[0]
+    return Operator(node.name, module, kind, tuple(_all_inputs(node)), node.name, role, *_memory(node))
 
 
-def _batch_norm(node: torch.fx.Node, kind: str) -> ChannelAffine | None:
-    call = arguments_of(node)
-    if kind != "batch_norm":
-        used = {user.args[1] for user in node.users if user.target is python_operator.getitem}
-        if used - {0} or len(used) != len(node.users):
-            return None  # the saved statistics are read as well
-    mean, var = _name(call["running_mean"]), _name(call["running_var"])
-    training = Training.RUNNING
-    if call.get("training", False):
-        training = Training.UNTRACKED if mean is None or var is None else Training.BATCH
-    data = _name(call["input"])
-    eps = call.get("eps", call.get("epsilon"))
-    if data is None or not isinstance(eps, (int, float)):
-        return None
-    return ChannelAffine(data, _name(call["weight"]), _name(call["bias"]), mean, var, float(eps), training, axis=1)
+def _is_aten(node: torch.fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target.namespace == "aten"
 
 
-def _linear(node: torch.fx.Node, kind: str) -> Linear | None:
-    result = node.meta.get("val")
-    if not isinstance(result, torch.Tensor) or result.dtype not in _FLOATS:
-        return None
-    call, rank = arguments_of(node), result.dim()
-    if kind in _CONVOLUTIONS or (kind == "convolution" and not call["transposed"]):
-        data, weight, bias = (_name(call[name]) for name in ("input", "weight", "bias"))
-        spatial = _CONVOLUTIONS.get(kind, _rank(call["weight"]) - 2)
-        return _with_bias(data, weight, bias, call["bias"], weight_axis=0, output_axis=rank - 1 - spatial)
-    if kind == "linear":
-        data, weight, bias = (_name(call[name]) for name in ("input", "weight", "bias"))
-        return _with_bias(data, weight, bias, call["bias"], weight_axis=0, output_axis=rank - 1) if _rank(call["weight"]) == 2 else None
-    if kind == "addmm" and call.get("beta", 1) == 1 and call.get("alpha", 1) == 1 and _rank(call["self"]) == 1:
-        bias_shape, shape = call["self"].meta["val"].shape, result.shape
-        if bias_shape[0] == shape[1]:
-            return _with_bias(_name(call["mat1"]), _name(call["mat2"]), _name(call["self"]), call["self"], weight_axis=1, output_axis=1)
-    return None
-
-
-def _with_bias(data: str | None, weight: str | None, bias: str | None, given: object, *, weight_axis: int, output_axis: int) -> Linear | None:
-    if data is None or weight is None or (given is not None and bias is None):
-        return None
-    return Linear(data, weight, bias, weight_axis, output_axis)
-
-
-def _kind_of_convolution(node: torch.fx.Node) -> str:
-    return f"conv{_rank(arguments_of(node)['weight']) - 2}d"
-
-
-def _rank(argument: object) -> int:
-    tensor = argument.meta.get("val") if isinstance(argument, torch.fx.Node) else None
-    return tensor.dim() if isinstance(tensor, torch.Tensor) else -1
-
-
-def _name(argument: object) -> str | None:
-    return argument.name if isinstance(argument, torch.fx.Node) else None
+def _memory(node: torch.fx.Node) -> tuple[tuple[str, ...], str | None]:
+    """Return the inputs that a call writes to, and the one whose memory its output looks into."""
+    if not isinstance(node.target, OpOverload):
+        source = node.args[0] if node.target is python_operator.getitem and node.args else None
+        return (), source.name if isinstance(source, torch.fx.Node) else None
+    writes, alias = [], None
+    given = arguments_of(node)
+    for argument in node.target._schema.arguments:  # noqa: SLF001 - torch has no public name for it
+        value = given.get(argument.name)
+        if argument.alias_info is None or not isinstance(value, torch.fx.Node):
+            continue
+        if argument.alias_info.is_write:
+            writes.append(value.name)
+        alias = value.name
+    return tuple(writes), alias
 
 
 def _all_inputs(node: torch.fx.Node) -> Iterator[str]:
@@ -220,6 +184,11 @@ def _all_inputs(node: torch.fx.Node) -> Iterator[str]:
     found: list[str] = []
     torch.fx.map_arg((node.args, node.kwargs), lambda argument: found.append(argument.name))
     yield from found
+
+
+def _rank(node: torch.fx.Node) -> int:
+    tensor = node.meta.get("val")
+    return tensor.dim() if isinstance(tensor, torch.Tensor) else -1
 
 
 def _size(size: int | torch.SymInt) -> int | str:

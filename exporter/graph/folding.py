@@ -5,11 +5,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 
-from exporter.artifacts import Graph, Provenance, Refusal, RefusalReason
+from exporter.artifacts import Folded, Graph, Provenance, Refusal, RefusalReason
 from exporter.config import FoldConfig
 from exporter.errors import InternalError
 from exporter.factories import installed_version
 from exporter.graph.aten import ProgramConstants, abstract_graph, count_calls, nested_batch_norms
+from exporter.graph.constants import compute_constants
 from exporter.graph.planning import Plan, make_plan
 from exporter.graph.surgery import folded_program
 from exporter.graph.tracing import Traced
@@ -29,17 +30,20 @@ def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph
         InternalError: the folded program does not pass torch's verifier, or differs from the plan (E391, E392).
     """
     program = traced.program
-    abstract = abstract_graph(program)
-    num_seen = len(abstract.channel_affines())
-    plan = make_plan(abstract, ProgramConstants(program), config)
+    computed = compute_constants(program)
+    abstract = abstract_graph(computed.program)
+    num_seen = len(abstract.batch_norms())
+    plan = make_plan(abstract, ProgramConstants(computed.program, computed.exact), config)
     nested = [
         Refusal(name, RefusalReason.NOT_LINEAR, (), "it stands in a nested graph (torch.cond, or a part that runs with another grad mode)")
         for name in nested_batch_norms(program)
     ]
-    plan = Plan(plan.edits, plan.folded, (*plan.refusals, *nested))
-    folded = folded_program(program, plan.edits)
-    num_batch_norms = num_seen + len(nested)
-    _check_against_plan(plan, num_batch_norms, len(abstract_graph(folded).channel_affines()) + len(nested))
+    folded = folded_program(computed.program, plan)
+    num_left = len(abstract_graph(folded).batch_norms())
+    _check_against_plan(plan, num_seen, num_left)
+    ahead = tuple(Folded(name, "a constant", "constant", 0, 1.0) for name in computed.batch_norms)
+    plan = dataclasses.replace(plan, folded=(*ahead, *plan.folded), refusals=(*plan.refusals, *nested))
+    num_batch_norms = num_seen + len(nested) + len(ahead) + plan.num_affine
     return Graph(
         unfused=program,
         folded_program=folded,
@@ -55,7 +59,7 @@ def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph
 
 
 def _check_against_plan(plan: Plan, num_before: int, num_after: int) -> None:
-    if num_after != num_before - len(plan.folded) or num_after != len(plan.refusals):
+    if num_after != num_before - (len(plan.folded) - plan.num_affine) or num_after != len(plan.refusals):
         found = f"{num_before} BatchNorms before, {num_after} after, {len(plan.folded)} folded, {len(plan.refusals)} refused"
         raise InternalError("E392", "the folded program differs from the plan", facts={"found": found})
 

@@ -3,74 +3,95 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from exporter.artifacts import Folded, Refusal, RefusalReason
 from exporter.config import FoldConfig
-from exporter.graph.abstract import AbstractGraph, Linear, Operator
-from exporter.graph.algebra import Float64
-from exporter.graph.rewrites import REWRITES, Constants, Match
+from exporter.graph.abstract import AbstractGraph, Operator
+from exporter.graph.algebra import Float64, largest_of
+from exporter.graph.rewrites import REWRITES, Constants, Rewrite, Rewritten
+from exporter.graph.rewrites.contract import Bypass, linear_of
+from exporter.graph.rewrites.objections import affine_of
 
-__all__ = ["Edit", "Plan", "make_plan"]
+__all__ = ["NewNumbers", "Plan", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Edit:
-    """New numbers for one linear operator, and the BatchNorms that are thereby gone.
+class NewNumbers:
+    """New numbers of one linear operator; float64, not yet rounded. A bias of None stays absent."""
 
-    Attributes:
-        producer: name of the operator.
-        absorbed: names of the BatchNorm operators, from the producer outwards.
-        weight, bias: float64, not yet rounded.
-    """
-
-    producer: str
-    absorbed: tuple[str, ...]
+    operator: str
     weight: Float64
-    bias: Float64
+    bias: Float64 | None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do, and what was decided; every BatchNorm of the graph is in ``folded`` or in ``refusals``."""
+    """What to do, and what was decided; every BatchNorm of the graph is in ``folded`` or in ``refusals``.
 
-    edits: tuple[Edit, ...]
+    Attributes:
+        numbers: new weights and biases.
+        bypasses: operators that go, in order, each with the value that is read in place of its output.
+        num_affine: folds of products and sums with constants that nobody calls a BatchNorm.
+    """
+
+    numbers: tuple[NewNumbers, ...]
+    bypasses: tuple[Bypass, ...]
     folded: tuple[Folded, ...]
     refusals: tuple[Refusal, ...]
+    num_affine: int = 0
 
 
 def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig) -> Plan:
     """Plan the folds of ``graph``, which is changed on the way: folded BatchNorms leave it.
+
+    Each rewrite is tried on all that is left, in the order of execution, but from the end for the one that looks ahead; then all over
+    again as long as anything was folded, since a fold may make room for another.
 
     Args:
         graph: the abstract graph.
         constants: its numbers.
         config: whether to fold at all, and ``fnmatch`` patterns of BatchNorm names that stay.
     """
+    order = [operator.name for operator in graph.channel_affines()]
+    names = {operator.name: operator.module for operator in graph.channel_affines()}
+    must_explain = {operator.name for operator in graph.batch_norms()}
     working = _Working(constants)
-    absorbed: dict[str, list[str]] = {}
-    folded: list[Folded] = []
-    refusals: list[Refusal] = []
-    for name in [operator.name for operator in graph.channel_affines()]:
-        affine = graph.operators[name]  # as it reads after the folds so far
-        excluded = _exclusion(affine.module, config)
+    refusals: dict[str, Refusal] = {}
+    folded: dict[str, Folded] = {}
+    bypasses: list[Bypass] = []
+    for name in order:
+        excluded = _exclusion(names[name], config)
         if excluded:
-            refusals.append(Refusal(affine.module, RefusalReason.ISOLATED, (), excluded))
-            continue
-        outcome = _try_rewrites(graph, affine, working)
-        if isinstance(outcome, Refusal):
-            refusals.append(outcome)
-            continue
-        match, max_scale = outcome
-        graph.absorb_(affine, match.producer)
-        graph.ensure_bias_(match.producer.name)
-        absorbed.setdefault(match.producer.name, []).append(name)
-        channels = working.bias(match.producer).size
-        folded.append(Folded(affine.module, match.producer.module, f"{match.producer.kind}+bn", channels, max_scale))
-    edits = tuple(
-        Edit(name, tuple(gone), working.weight(graph.operators[name]), working.bias(graph.operators[name])) for name, gone in absorbed.items()
-    )
-    return Plan(edits, tuple(folded), tuple(refusals))
+            refusals[name] = Refusal(names[name], RefusalReason.ISOLATED, (), excluded)
+    left = [name for name in order if name not in refusals]
+    progress = True
+    while progress:
+        progress = False
+        reasons: dict[str, list[Refusal]] = {name: [] for name in left}
+        for rewrite in REWRITES:
+            for name in list(reversed(left) if rewrite is REWRITES[-1] else left):
+                outcome = _attempt(graph, graph.operators[name], rewrite, working)
+                if isinstance(outcome, Refusal):
+                    reasons[name].append(outcome)
+                    continue
+                rewritten, done = outcome
+                working.update_(graph, rewritten)
+                for operator, value in rewritten.bypasses:
+                    graph.bypass_(operator, value)
+                bypasses += rewritten.bypasses
+                folded[name] = done
+                left.remove(name)
+                progress = True
+        for name in left:
+            refusals[name] = _summary(reasons[name])
+    kept = tuple(refusals[name] for name in order if name in refusals and name not in folded and name in must_explain)
+    done_ = tuple(folded[name] for name in order if name in folded)
+    num_affine = sum(name not in must_explain for name in folded)
+    return Plan(working.new_numbers(graph), tuple(bypasses), done_, kept, num_affine)
 
 
 def _exclusion(name: str, config: FoldConfig) -> str:
@@ -79,23 +100,47 @@ def _exclusion(name: str, config: FoldConfig) -> str:
     return next((f"the pattern {pattern!r} of fold.keep" for pattern in config.keep if fnmatch.fnmatchcase(name, pattern)), "")
 
 
-def _try_rewrites(graph: AbstractGraph, affine: Operator, working: _Working) -> tuple[Match, float] | Refusal:
-    refusal: Refusal | None = None
-    for rewrite in REWRITES:
-        match = rewrite.requires(graph, affine)
-        if isinstance(match, Refusal):
-            refusal = refusal or match
-            continue
-        working.look_at(match.producer)
-        rewritten = rewrite.apply(match, working)
-        objection = rewrite.ensures(match, rewritten, working)
-        if objection is None:
-            working.replace_(match.producer, rewritten.weight, rewritten.bias)
-            return match, rewritten.max_scale
-        refusal = refusal or objection
-    if refusal is None:
-        raise ValueError("there are no rewrites")
-    return refusal
+def _attempt(graph: AbstractGraph, affine: Operator, rewrite: Rewrite, working: _Working) -> tuple[Rewritten, Folded] | Refusal:
+    match = rewrite.requires(graph, affine)
+    if isinstance(match, Refusal):
+        return match
+    rewritten = rewrite.apply(match, working)
+    if isinstance(rewritten, Refusal):
+        return rewritten
+    objection = _too_large(graph, affine, rewritten)
+    if objection is not None:
+        return objection
+    first = match.absorbers[0]
+    channels = max(working.read(name).size for name in affine_of(affine).parameters)
+    return rewritten, Folded(affine.module, first.module or first.kind, rewritten.pattern, channels, rewritten.max_scale)
+
+
+def _too_large(graph: AbstractGraph, affine: Operator, rewritten: Rewritten) -> Refusal | None:
+    """Refuse numbers that the weight's dtype cannot hold; the unfolded program may still be finite."""
+    for name, arrays in rewritten.numbers.items():
+        operator = graph.operators[name]
+        dtype = graph.values[linear_of(operator).weight].dtype
+        for numbers in (array for array in arrays if array is not None):
+            num_lost = int(np.count_nonzero(~(np.abs(numbers) <= largest_of(dtype))))
+            if num_lost:
+                detail = f"{num_lost} of {numbers.size} folded numbers are not finite in {dtype}"
+                return Refusal(affine.module, RefusalReason.OUT_OF_RANGE, (operator.label,), detail)
+    return None
+
+
+def _summary(reasons: list[Refusal]) -> Refusal:
+    """Return one refusal for what stood in the way on either side.
+
+    The reason is that of the way back, the usual one, unless only the way ahead came as far as numbers.
+    """
+    back, _, ahead = reasons
+    if back.reason in {RefusalReason.TRAINING, RefusalReason.NO_RUNNING_STATISTICS, RefusalReason.OUT_OF_RANGE}:
+        return back
+    reason = ahead.reason if back.reason is RefusalReason.NOT_LINEAR and ahead.reason is not RefusalReason.GRAPH_OUTPUT else back.reason
+    culprits = tuple(dict.fromkeys((*back.culprits, *ahead.culprits)))
+    before = back.detail or f"behind {', '.join(back.culprits)}"
+    after = ahead.detail or f"in front of {', '.join(ahead.culprits)}"
+    return Refusal(back.batch_norm, reason, culprits, before if before == after else f"{before}; {after}")
 
 
 class _Working:
@@ -103,30 +148,28 @@ class _Working:
 
     def __init__(self, constants: Constants) -> None:
         self._constants = constants
-        self._weights: dict[str, Float64] = {}
-        self._biases: dict[str, Float64] = {}
-        self._producer: Operator | None = None
-
-    def look_at(self, producer: Operator) -> None:
-        self._producer = producer
+        self._new: dict[str, tuple[Float64, Float64 | None]] = {}
 
     def read(self, value: str) -> Float64:
-        producer = self._producer
-        if producer is not None and isinstance(producer.role, Linear) and producer.name in self._weights:
-            if value == producer.role.weight:
-                return self._weights[producer.name]
-            if value == producer.role.bias:
-                return self._biases[producer.name]
         return self._constants.read(value)
 
     def dtype(self, value: str) -> str:
         return self._constants.dtype(value)
 
-    def replace_(self, producer: Operator, weight: Float64, bias: Float64) -> None:
-        self._weights[producer.name], self._biases[producer.name] = weight, bias
+    def weight(self, operator: Operator) -> Float64:
+        if operator.name in self._new:
+            return self._new[operator.name][0]
+        return self.read(linear_of(operator).weight)
 
-    def weight(self, producer: Operator) -> Float64:
-        return self._weights[producer.name]
+    def bias(self, operator: Operator) -> Float64 | None:
+        if operator.name in self._new:
+            return self._new[operator.name][1]
+        bias = linear_of(operator).bias
+        return None if bias is None else self.read(bias)
 
-    def bias(self, producer: Operator) -> Float64:
-        return self._biases[producer.name]
+    def update_(self, graph: AbstractGraph, rewritten: Rewritten) -> None:
+        numbers: Mapping[str, tuple[Float64, Float64 | None]] = rewritten.numbers
+        self._new.update({name: arrays for name, arrays in numbers.items() if name in graph.operators})
+
+    def new_numbers(self, graph: AbstractGraph) -> tuple[NewNumbers, ...]:
+        return tuple(NewNumbers(name, weight, bias) for name, (weight, bias) in self._new.items() if name in graph.operators)

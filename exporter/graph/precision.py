@@ -11,8 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 from exporter.config import FoldConfig
 from exporter.graph.aten import ProgramConstants, abstract_graph
+from exporter.graph.constants import compute_constants
+from exporter.graph.editing import rebuilt_program
 from exporter.graph.planning import make_plan
-from exporter.graph.surgery import folded_program, rebuilt_program
+from exporter.graph.surgery import folded_program
 
 __all__ = ["fold_error_in_float64", "program_in_float64"]
 
@@ -44,8 +46,9 @@ def fold_error_in_float64(program: ExportedProgram, inputs: Sequence[torch.Tenso
     at most 1e-10 unless the network multiplies rounding errors.
     """
     unfused = program_in_float64(program)
-    plan = make_plan(abstract_graph(unfused), ProgramConstants(unfused), config)
-    fused = folded_program(unfused, plan.edits)
+    computed = compute_constants(unfused)
+    plan = make_plan(abstract_graph(computed.program), ProgramConstants(computed.program, computed.exact), config)
+    fused = folded_program(computed.program, plan)
     wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
     with torch.inference_mode():
         expected, got = (tree_leaves(each.module()(*wide)) for each in (unfused, fused))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.graph.algebra import affine_from_batch_norm, rounded_once, scaled_linear
+from exporter.graph.algebra import affine_from_batch_norm, rounded_once, scaled_outputs, shifted_bias
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -24,7 +24,7 @@ def test_scaled_product_is_the_affine_map_of_the_product(seed, axis, with_bias, 
     bias = rng.normal(size=5) if with_bias else None
     gamma, beta = (rng.normal(size=5), rng.normal(size=5)) if with_affine else (None, None)
     s, t = affine_from_batch_norm(gamma, beta, mean, var, 1e-5)
-    folded_weight, folded_bias = scaled_linear(weight, bias, s, t, axis=axis)
+    folded_weight, folded_bias = scaled_outputs(weight, s, axis=axis), shifted_bias(bias, s, t)
     product = (weight if axis == 0 else weight.T) @ x + (0 if bias is None else bias)
     want = (product - mean) / np.sqrt(var + 1e-5) * (1 if gamma is None else gamma) + (0 if beta is None else beta)
     got = (folded_weight if axis == 0 else folded_weight.T) @ x + folded_bias

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from exporter.artifacts import Provenance
 from exporter.config import FoldConfig, InputConfig
 from exporter.graph import fold, trace
-from exporter.graph.algebra import affine_from_batch_norm, rounded_once, scaled_linear
+from exporter.graph.algebra import affine_from_batch_norm, rounded_once, scaled_outputs, shifted_bias
 
 BOUND = 1e-10
 CONVOLUTIONS = {1: (nn.Conv1d, nn.BatchNorm1d), 2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}
@@ -89,7 +89,8 @@ def test_batch_norm_behind_a_folded_batch_norm_is_folded_as_well():
     weight, bias = network.conv.weight.double().detach().numpy(), None
     for norm in (network.a, network.b, network.c):
         numbers = [t.double().detach().numpy() for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)]
-        weight, bias = scaled_linear(weight, bias, *affine_from_batch_norm(*numbers, norm.eps), axis=0)
+        s, t = affine_from_batch_norm(*numbers, norm.eps)
+        weight, bias = scaled_outputs(weight, s), shifted_bias(bias, s, t)
     assert torch.equal(graph.folded_program.state_dict["conv.weight"].detach(), torch.from_numpy(rounded_once(weight, "float32")))
 
 
@@ -193,7 +194,7 @@ def test_folded_weights_are_the_correctly_rounded_float64_fold(dtype):
     norm = network.bn
     numbers = [t.double().detach().numpy() for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)]
     s, t = affine_from_batch_norm(*numbers, norm.eps)
-    exact = scaled_linear(network.conv.weight.double().detach().numpy(), network.conv.bias.double().detach().numpy(), s, t, axis=0)
+    exact = scaled_outputs(network.conv.weight.double().detach().numpy(), s), shifted_bias(network.conv.bias.double().detach().numpy(), s, t)
     for name, want in zip(("conv.weight", "conv.bias"), exact, strict=True):
         got = graph.folded_program.state_dict[name].detach()
         assert str(got.dtype) == f"torch.{dtype}"
@@ -264,8 +265,8 @@ def test_the_float64_measure_sees_a_wrong_fold():
     graph = folded(Sequence(conv=nn.Conv2d(3, 4, 3), bn=trained(nn.BatchNorm2d(4))))
     unfused = program_in_float64(graph.unfused)
     plan = make_plan(abstract_graph(unfused), ProgramConstants(unfused), FoldConfig())
-    plan.edits[0].weight[1] *= 1 + 1e-6
-    wrong = folded_program(unfused, plan.edits)
+    plan.numbers[0].weight[1] *= 1 + 1e-6
+    wrong = folded_program(unfused, plan)
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     with torch.inference_mode():
         reference, candidate = unfused.module()(x), wrong.module()(x)

@@ -154,11 +154,6 @@ REASON = RefusalReason
 CASES = {
     "second consumer": (TwoConsumers(), IMAGE, {"bn": REASON.OTHER_CONSUMER}, "relu"),
     "convolution is an output": (ConvIsOutput(), IMAGE, {"bn": REASON.GRAPH_OUTPUT}, "conv"),
-    "conv called twice, one bn": (CalledTwiceOneNorm(), IMAGE, {"bn": REASON.SHARED_WEIGHT}, "conv"),
-    "conv called twice, two bn": (CalledTwiceTwoNorms(), IMAGE, {"a": REASON.SHARED_WEIGHT, "b": REASON.SHARED_WEIGHT}, "conv"),
-    "tied weight": (TiedWeights(as_view=False), IMAGE, {"a": REASON.SHARED_WEIGHT, "b": REASON.SHARED_WEIGHT}, "d"),
-    "weights in one memory": (TiedWeights(as_view=True), IMAGE, {"a": REASON.SHARED_WEIGHT, "b": REASON.SHARED_WEIGHT}, "d"),
-    "weight is read": (WeightIsRead(), IMAGE, {"bn": REASON.SHARED_WEIGHT}, "abs"),
     "linear on (N, L, C), L == C": (LinearOnSequence(), (2, 5, 6), {"bn": REASON.WRONG_AXIS}, "linear"),
     "no running statistics": (
         Sequence(conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4, track_running_stats=False)),
@@ -176,18 +171,9 @@ CASES = {
         "pool",
     ),
     "behind zero padding": (Sequence(conv=nn.Conv2d(3, 4, 3), pad=nn.ZeroPad2d(1), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "pad"),
-    "behind a dropout": (Sequence(conv=nn.Conv2d(3, 4, 3), drop=nn.Dropout(), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "drop"),
-    "behind a transposed convolution": (Sequence(conv=nn.ConvTranspose2d(3, 4, 3), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "conv"),
     "at the input": (Sequence(bn=bn(3), conv=nn.Conv2d(3, 4, 3)), IMAGE, {"bn": REASON.NOT_LINEAR}, "input x"),
-    "behind a sum": (AddThenNorm(), IMAGE, {"bn": REASON.NOT_LINEAR}, "add"),
     "conv subclass that scales": (Sequence(conv=ScaledConv(3, 4, 3), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "mul"),
     "bn behind a shared folded bn": (NormBetweenTwoUsers(), IMAGE, {"b": REASON.OTHER_CONSUMER}, "relu"),
-    "computed weight": (
-        Sequence(conv=nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), bn=bn()),
-        IMAGE,
-        {"bn": REASON.NOT_CONSTANT},
-        "weight_norm",
-    ),
 }
 
 

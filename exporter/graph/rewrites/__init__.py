@@ -1,11 +1,14 @@
 """The folds, in the order in which the planner tries them; one file each.
 
-A rewrite says what it ``requires`` of a BatchNorm's surroundings, how to ``apply`` itself to numbers, and what it ``ensures``.
+A rewrite says what it ``requires`` of a BatchNorm's surroundings, and how to ``apply`` itself to numbers.
 """
 
-from exporter.graph.rewrites.batch_norm_after_linear import BatchNormAfterLinear
-from exporter.graph.rewrites.contract import Constants, Match, Rewrite
+from exporter.graph.rewrites.contract import Constants, Match, Numbers, Rewrite, Rewritten
+from exporter.graph.rewrites.into_consumers import IntoConsumers
+from exporter.graph.rewrites.into_producers import IntoProducers
+from exporter.graph.rewrites.parallel_branches import ParallelBranches
 
-__all__ = ["REWRITES", "BatchNormAfterLinear", "Constants", "Match", "Rewrite"]
+__all__ = ["REWRITES", "Constants", "IntoConsumers", "IntoProducers", "Match", "Numbers", "ParallelBranches", "Rewrite", "Rewritten"]
 
-REWRITES: tuple[Rewrite, ...] = (BatchNormAfterLinear(),)
+REWRITES: tuple[Rewrite, ...] = (IntoProducers(), ParallelBranches(), IntoConsumers())
+"""Backwards first, since it costs nothing; branches next, since they wait for the folds beside them."""

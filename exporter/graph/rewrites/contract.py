@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+import numpy as np
 
 from exporter.artifacts import Refusal
-from exporter.graph.abstract import AbstractGraph, Operator
-from exporter.graph.algebra import Float64
+from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Operator
+from exporter.graph.algebra import Float64, affine_from_batch_norm
 
-__all__ = ["Constants", "Match", "Rewrite"]
+__all__ = ["Bypass", "Constants", "Match", "Numbers", "Rewrite", "Rewritten", "affine_numbers", "linear_of"]
 
 
 class Constants(Protocol):
@@ -24,20 +27,50 @@ class Constants(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+class Numbers(Constants, Protocol):
+    """The constants with the folds so far in them."""
+
+    def weight(self, operator: Operator) -> Float64:
+        """Return the weight of a linear operator as the folds so far have left it."""
+        ...
+
+    def bias(self, operator: Operator) -> Float64 | None:
+        """Return the bias of a linear operator, None where it has none so far."""
+        ...
+
+
+Bypass: TypeAlias = "tuple[str, str]"
+"""An operator that leaves the graph, and the value that is read in place of its output."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Match:
-    """A BatchNorm that a rewrite can take, and the operator that takes it."""
+    """A BatchNorm that a rewrite can take, with all that ``apply`` needs to know.
+
+    Attributes:
+        absorbers: the linear operators that take it, the one to name first.
+        route: what the rewrite itself wrote down.
+    """
 
     affine: Operator
-    producer: Operator
+    absorbers: tuple[Operator, ...]
+    route: object = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rewritten:
-    """New numbers of the producer, still in float64, and the largest ``|s|``."""
+    """What becomes of the graph: new numbers of linear operators, still in float64, and operators that go.
 
-    weight: Float64
-    bias: Float64
+    Attributes:
+        numbers: operator -> weight and bias; a bias of None stays absent.
+        bypasses: in the order in which they are done.
+        pattern: what was folded into what, in short: ``conv2d+bn``.
+        max_scale: the largest ``|s|``.
+    """
+
+    numbers: Mapping[str, tuple[Float64, Float64 | None]]
+    bypasses: tuple[Bypass, ...]
+    pattern: str
     max_scale: float
 
 
@@ -48,10 +81,26 @@ class Rewrite(Protocol):
         """Return the match, or the first reason against it. Looks at the graph only, not at numbers."""
         ...
 
-    def apply(self, match: Match, constants: Constants) -> Rewritten:
-        """Return the producer's new numbers, in float64."""
+    def apply(self, match: Match, numbers: Numbers) -> Rewritten | Refusal:
+        """Return what becomes of the graph, or why these numbers do not allow it."""
         ...
 
-    def ensures(self, match: Match, rewritten: Rewritten, constants: Constants) -> Refusal | None:
-        """Return None where the new numbers can stand in the program, else why they cannot."""
-        ...
+
+def affine_numbers(operator: Operator, constants: Constants) -> tuple[Float64, Float64]:
+    """Return ``s`` and ``t`` of a BatchNorm with constant statistics, each of shape ``(channels,)``."""
+    role = operator.role
+    if isinstance(role, ConstantAffine):
+        s, t = constants.read(role.scale).reshape(-1), constants.read(role.shift).reshape(-1)
+        size = max(s.size, t.size)
+        return np.broadcast_to(s, (size,)).copy(), np.broadcast_to(t, (size,)).copy()
+    if not isinstance(role, BatchNorm) or role.mean is None or role.var is None:
+        raise TypeError(f"{operator.label} is no BatchNorm with running statistics")
+    gamma, beta = (None if name is None else constants.read(name) for name in (role.gamma, role.beta))
+    return affine_from_batch_norm(gamma, beta, constants.read(role.mean), constants.read(role.var), role.eps)
+
+
+def linear_of(operator: Operator) -> Linear:
+    """Return the role of a linear operator."""
+    if not isinstance(operator.role, Linear):
+        raise TypeError(f"{operator.label} is not linear")
+    return operator.role

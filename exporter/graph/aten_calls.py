@@ -1,0 +1,47 @@
+"""Reading aten calls: their names, their arguments by name, and the modules that they belong to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+__all__ = ["BATCH_NORMS", "arguments_of", "module_of", "module_type_of", "operator_kind"]
+
+BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"}
+"""Names of the calls that normalise by channel."""
+
+
+def arguments_of(node: torch.fx.Node) -> dict[str, Any]:
+    """Return the arguments of an aten call by the names of its schema, defaults included."""
+    schema = node.target._schema  # type: ignore[union-attr]  # noqa: SLF001 - torch has no public name for it
+    found = {}
+    for position, argument in enumerate(schema.arguments):
+        if position < len(node.args):
+            found[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            found[argument.name] = node.kwargs[argument.name]
+        elif argument.has_default_value():
+            found[argument.name] = argument.default_value
+    return found
+
+
+def operator_kind(node: torch.fx.Node) -> str:
+    """Return the short name of a call: ``conv2d`` for ``aten.conv2d.default``."""
+    if isinstance(node.target, OpOverload):
+        return str(node.target._schema.name).partition("::")[2]  # noqa: SLF001 - torch has no public name for it
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def module_of(node: torch.fx.Node) -> str:
+    """Return the name of the module that a call belongs to, as in ``named_modules``; empty for the outermost one."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def module_type_of(node: torch.fx.Node) -> str:
+    """Return the class of the module that a call belongs to, as its qualified name; empty where the graph does not say."""
+    stack = node.meta.get("nn_module_stack") or {}
+    kind = list(stack.values())[-1][1] if stack else ""
+    return kind if isinstance(kind, str) else f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"

@@ -1,0 +1,224 @@
+"""Changing a copy of an exported program: new constants, calls that go, and what nobody reads any more."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import operator as python_operator
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch._export.verifier import SpecViolationError
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+
+from exporter.errors import InternalError
+from exporter.graph.algebra import Float64, rounded_once
+from exporter.graph.aten import constant_tensor
+
+__all__ = ["ProgramEditor", "rebuilt_program"]
+
+
+def rebuilt_program(
+    program: ExportedProgram,
+    graph: torch.fx.Graph,
+    specs: list[InputSpec],
+    state_dict: dict[str, torch.Tensor],
+    constants: dict[str, Any],
+    renamed: Mapping[str, str],
+) -> ExportedProgram:
+    """Return a verified program with ``graph`` and everything that was not given taken from ``program``.
+
+    Args:
+        program: what to take the rest from.
+        graph, specs, state_dict, constants: the new parts.
+        renamed: old -> new name of the nodes that stand in for others, which may be outputs.
+    """
+    outputs = [dataclasses.replace(spec, arg=_renamed(spec.arg, renamed)) for spec in program.graph_signature.output_specs]
+    signature = ExportGraphSignature(specs, outputs)
+    calls = []
+    for entry in program.module_call_graph:
+        if entry.signature is not None:
+            own = [_renamed(argument, renamed) for argument in entry.signature.outputs]
+            entry = dataclasses.replace(entry, signature=dataclasses.replace(entry.signature, outputs=own))  # noqa: PLW2901 - the same entry, renamed
+        calls.append(entry)
+    try:
+        return ExportedProgram(
+            program.graph_module,
+            graph,
+            signature,
+            state_dict,
+            program.range_constraints,
+            calls,
+            program.example_inputs,
+            constants,
+            verifiers=program.verifiers,
+        )
+    except (SpecViolationError, AssertionError, RuntimeError) as err:
+        raise InternalError("E391", "the folded graph does not pass torch's verifier", facts={"found": err}) from err
+
+
+class ProgramEditor:
+    """A copy of a program's graph that can be changed; tensors that nobody replaces are shared with the original.
+
+    Attributes:
+        graph: the copy.
+        nodes: node name in the original -> node of the copy.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self._program = program
+        self.graph = torch.fx.Graph()
+        copies: dict[torch.fx.Node, torch.fx.Node] = {}
+        self.graph.output(self.graph.graph_copy(program.graph, copies))
+        for old, new in copies.items():
+            new.meta = dict(old.meta)
+        ends = [next(node for node in reversed(graph.nodes) if node.op == "output") for graph in (program.graph, self.graph)]
+        ends[1].meta = dict(ends[0].meta)
+        self.nodes = {old.name: new for old, new in copies.items()}
+        self._specs = [copy.copy(spec) for spec in program.graph_signature.input_specs]
+        self._by_name: dict[str, InputSpec] = {getattr(spec.arg, "name", ""): spec for spec in self._specs}
+        self._state_dict: dict[str, torch.Tensor] = dict(program.state_dict)
+        self._constants: dict[str, Any] = dict(program.constants)
+        self._renamed: dict[str, str] = {}
+        self._disused: set[str] = set()
+        targets = {spec.target for spec in self._specs if spec.target is not None}
+        tensors = (program.state_dict.get(target, program.constants.get(target)) for target in targets)
+        self._num_in_memory = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors if isinstance(tensor, torch.Tensor))
+
+    def finished(self) -> ExportedProgram:
+        """Return the changed program, without the constants that lost their last reader."""
+        self._remove_disused_()
+        self.graph.lint()
+        return rebuilt_program(self._program, self.graph, self._specs, self._state_dict, self._constants, self._renamed)
+
+    def node(self, name: str) -> torch.fx.Node:
+        """Return the node that stands for ``name`` by now."""
+        while name in self._renamed:
+            name = self._renamed[name]
+        return self.nodes[name]
+
+    def target_of(self, placeholder: torch.fx.Node) -> str:
+        """Return the name of the parameter, buffer or constant that a placeholder stands for."""
+        return self._by_name[placeholder.name].target or ""
+
+    def set_numbers_(self, reader: torch.fx.Node, placeholder: torch.fx.Node, numbers: Float64) -> None:
+        """Let ``reader`` read ``numbers``, rounded once, where it read ``placeholder``; other readers keep what they read."""
+        spec = self._by_name[placeholder.name]
+        target = spec.target or ""
+        if set(placeholder.users) == {reader} and not self._is_shared(target):
+            self._store_(spec, target, numbers, constant_tensor(self._program, target))
+            return
+        reader.replace_input_with(placeholder, self.add_constant_(placeholder, numbers, target))
+        self._disused.add(placeholder.name)
+
+    def add_constant_(self, like: torch.fx.Node, numbers: Float64, name: str, *, dtype: torch.dtype | None = None) -> torch.fx.Node:
+        """Add a constant of the kind and dtype of the placeholder ``like``, right behind it, and return its node.
+
+        Args:
+            like: a placeholder.
+            numbers: float64; rounded once.
+            name: what it is to be called, unless that is taken.
+            dtype: another dtype than that of ``like``.
+        """
+        spec = self._by_name[like.name]
+        taken = {*self._state_dict, *self._constants}
+        stem, _, last = name.rpartition(".")
+        own = [name, *((f"{stem}." if stem else "") + f"folded_{last}{suffix}" for suffix in ("", *(f"_{n}" for n in range(2, 10_000))))]
+        target = next(candidate for candidate in own if candidate not in taken)
+        original = constant_tensor(self._program, spec.target or "")
+        original = original if dtype is None else original.new_empty(0, dtype=dtype)
+        with self.graph.inserting_after(like):
+            placeholder = self.graph.placeholder(target.replace(".", "_"))
+        fake = like.meta["val"]
+        with fake.fake_mode if hasattr(fake, "fake_mode") else torch.device("cpu"):
+            placeholder.meta = {**like.meta, "val": torch.empty(numbers.shape, dtype=dtype or fake.dtype, device=fake.device)}
+        new = InputSpec(spec.kind, TensorArgument(placeholder.name), target, spec.persistent)
+        self._by_name[placeholder.name] = new
+        self._specs.insert(self._specs.index(spec) + 1, new)
+        self.nodes[placeholder.name] = placeholder
+        (self._state_dict if spec.target in self._state_dict else self._constants)[target] = original
+        self._store_(new, target, numbers, original)
+        return placeholder
+
+    def bypass_(self, name: str, by: str) -> None:
+        """Take the call ``name`` out: its readers read ``by``; what nobody reads any more goes too."""
+        gone, stand_in = self.node(name), self.node(by)
+        for user in list(gone.users):
+            if user.target is python_operator.getitem:
+                user.replace_all_uses_with(stand_in)
+                self._renamed[user.name] = stand_in.name
+                self.graph.erase_node(user)
+        gone.replace_all_uses_with(stand_in)
+        self._renamed[gone.name] = stand_in.name
+        self._erase_(gone)
+
+    def replace_(self, name: str, by: torch.fx.Node) -> None:
+        """Let the readers of the call ``name`` read ``by``, a new constant; what nobody reads any more goes too."""
+        gone = self.node(name)
+        gone.replace_all_uses_with(by)
+        self._renamed[gone.name] = by.name
+        self._erase_(gone)
+
+    def _erase_(self, node: torch.fx.Node) -> None:
+        todo = [node]
+        while todo:
+            gone = todo.pop()
+            if gone.users or gone.op == "output" or gone not in self.graph.nodes:
+                continue
+            if gone.op == "placeholder":
+                self._disused.add(gone.name)
+                continue
+            if gone is not node and gone.is_impure():
+                continue
+            inputs = list(gone.all_input_nodes)
+            self.graph.erase_node(gone)
+            todo += inputs
+
+    def _store_(self, spec: InputSpec, target: str, numbers: Float64, like: torch.Tensor) -> None:
+        new = _tensor(numbers, like)
+        home = self._state_dict if target in self._state_dict else self._constants
+        home[target] = torch.nn.Parameter(new, requires_grad=False) if spec.kind is InputKind.PARAMETER else new
+
+    def _is_shared(self, target: str) -> bool:
+        """Return whether another constant looks into the same memory."""
+        own = constant_tensor(self._program, target)
+        return self._num_in_memory[own.untyped_storage().data_ptr()] > 1 and own.numel() > 0
+
+    def _remove_disused_(self) -> None:
+        """Remove the constants that lost their readers, and counters of BatchNorms that are gone."""
+        placeholders = {node.name: node for node in self.graph.nodes if node.op == "placeholder"}
+        gone = {name for name in self._disused if name in placeholders and not placeholders[name].users}
+        owners = {
+            (self._by_name[name].target or "").rpartition(".")[0] for name in gone if (self._by_name[name].target or "").endswith("running_mean")
+        }
+        counters = {f"{owner}.num_batches_tracked" if owner else "num_batches_tracked" for owner in owners}
+        kept = []
+        for spec in self._specs:
+            name = getattr(spec.arg, "name", "")
+            node = placeholders.get(name)
+            if node is not None and not node.users and (name in gone or spec.target in counters):
+                self.graph.erase_node(node)
+                self._state_dict.pop(spec.target or "", None)
+                self._constants.pop(spec.target or "", None)
+            else:
+                kept.append(spec)
+        self._specs = kept
+
+
+def _renamed(argument: Any, renamed: Mapping[str, str]) -> Any:  # noqa: ANN401 - one of torch's kinds of arguments
+    name = str(getattr(argument, "name", ""))
+    while name in renamed:
+        name = renamed[name]
+    return dataclasses.replace(argument, name=name) if name != getattr(argument, "name", "") else argument
+
+
+def _tensor(numbers: Float64, like: torch.Tensor) -> torch.Tensor:
+    """Return ``numbers`` rounded once to the dtype of ``like``."""
+    dtype = str(like.dtype).removeprefix("torch.")
+    rounded = rounded_once(numbers, dtype)
+    if dtype == "bfloat16":  # numpy hands bfloat16 over as bits
+        return torch.from_numpy(rounded.view("uint16").copy()).view(torch.bfloat16).to(like.device)
+    return torch.from_numpy(rounded.copy()).to(like.device)
