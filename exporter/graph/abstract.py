@@ -158,6 +158,10 @@ class AbstractGraph:
     def __init__(self, values: Iterable[Value], operators: Iterable[Operator]) -> None:
         self.values: dict[str, Value] = {value.name: value for value in values}
         self.operators: dict[str, Operator] = {operator.name: operator for operator in operators}
+        self._in_memory: dict[str, list[str]] = {}
+        for value in self.values.values():
+            if value.storage:
+                self._in_memory.setdefault(value.storage, []).append(value.name)
 
     def channel_affines(self) -> list[Operator]:
         """Return the BatchNorms, and what may be one, in the order of execution."""
@@ -180,10 +184,9 @@ class AbstractGraph:
         """Return the operators that read ``value`` or another value in the same memory."""
         own = self.values[value]
         names = dict.fromkeys(own.users)
-        if own.storage:
-            for other in self.values.values():
-                if other.storage == own.storage:
-                    names.update(dict.fromkeys(other.users))
+        for other in self._in_memory.get(own.storage, ()):
+            if other in self.values:
+                names.update(dict.fromkeys(self.values[other].users))
         return [self.operators[name] for name in names]
 
     def written_after(self, value: str, operator: Operator) -> Operator | None:

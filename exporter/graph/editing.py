@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
@@ -124,10 +125,7 @@ class ProgramEditor:
             dtype: another dtype than that of ``like``.
         """
         spec = self._by_name[like.name]
-        taken = {*self._state_dict, *self._constants}
-        stem, _, last = name.rpartition(".")
-        own = [name, *((f"{stem}." if stem else "") + f"folded_{last}{suffix}" for suffix in ("", *(f"_{n}" for n in range(2, 10_000))))]
-        target = next(candidate for candidate in own if candidate not in taken)
+        target = self._free_name(name)
         original = constant_tensor(self._program, spec.target or "")
         original = original if dtype is None else original.new_empty(0, dtype=dtype)
         with self.graph.inserting_after(like):
@@ -142,6 +140,15 @@ class ProgramEditor:
         (self._state_dict if spec.target in self._state_dict else self._constants)[target] = original
         self._store_(new, target, numbers, original)
         return placeholder
+
+    def _free_name(self, name: str) -> str:
+        """Return ``name``, or where it is taken one like it: ``conv.folded_bias``, ``conv.folded_bias_2``, ..."""
+        stem, dot, last = name.rpartition(".")
+        candidate, number = name, 1
+        while candidate in self._state_dict or candidate in self._constants:
+            candidate = f"{stem}{dot}folded_{last}" + (f"_{number}" if number > 1 else "")
+            number += 1
+        return candidate
 
     def bypass_(self, name: str, by: str) -> None:
         """Take the call ``name`` out: its readers read ``by``; what nobody reads any more goes too."""
@@ -163,10 +170,10 @@ class ProgramEditor:
         self._erase_(gone)
 
     def _erase_(self, node: torch.fx.Node) -> None:
-        todo = [node]
+        todo, erased = [node], set()
         while todo:
             gone = todo.pop()
-            if gone.users or gone.op == "output" or gone not in self.graph.nodes:
+            if gone.users or gone.op == "output" or gone in erased:
                 continue
             if gone.op == "placeholder":
                 self._disused.add(gone.name)
@@ -175,6 +182,7 @@ class ProgramEditor:
                 continue
             inputs = list(gone.all_input_nodes)
             self.graph.erase_node(gone)
+            erased.add(gone)
             todo += inputs
 
     def _store_(self, spec: InputSpec, target: str, numbers: Float64, like: torch.Tensor) -> None:
@@ -218,7 +226,8 @@ def _renamed(argument: Any, renamed: Mapping[str, str]) -> Any:  # noqa: ANN401 
 def _tensor(numbers: Float64, like: torch.Tensor) -> torch.Tensor:
     """Return ``numbers`` rounded once to the dtype of ``like``."""
     dtype = str(like.dtype).removeprefix("torch.")
-    rounded = rounded_once(numbers, dtype)
+    rounded = np.ascontiguousarray(rounded_once(numbers, dtype))
+    rounded = rounded.copy() if rounded is numbers or rounded.base is not None else rounded
     if dtype == "bfloat16":  # numpy hands bfloat16 over as bits
-        return torch.from_numpy(rounded.view("uint16").copy()).view(torch.bfloat16).to(like.device)
-    return torch.from_numpy(rounded.copy()).to(like.device)
+        return torch.from_numpy(rounded.view("uint16")).view(torch.bfloat16).to(like.device)
+    return torch.from_numpy(rounded).to(like.device)

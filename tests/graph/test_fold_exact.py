@@ -242,17 +242,19 @@ def test_bias_created_beside_a_tensor_of_the_same_name():
     assert error_in_float64(graph) <= BOUND
 
 
-def test_digits_network_folds_all_but_the_one_behind_a_relu(digits):
-    """Of the fixture's 13 BatchNorms 12 are folded and ``stages.norm``, behind a ReLU, is refused by name."""
+def test_digits_network_folds_completely(digits):
+    """All 13 BatchNorms of the fixture go: ``stages.norm``, behind a ReLU, into the linear layer behind the pooling."""
     from exporter.config import ModelConfig
     from exporter.factories import build_model
 
     network = build_model(ModelConfig(factory="model.py:build"), base=digits)
     graph = folded(network, (2, 1, 8, 8))
-    assert (len(graph.folded), graph.num_batch_norms) == (12, 13)
-    assert [refusal.batch_norm for refusal in graph.refusals] == ["stages.norm"]
+    assert (len(graph.folded), graph.num_batch_norms, graph.refusals) == (13, 13, ())
+    assert [(fold.producer, fold.pattern) for fold in graph.folded if fold.batch_norm == "stages.norm"] == [
+        ("hidden", "bn+adaptive_avg_pool2d+flatten+linear")
+    ]
     assert error_in_float64(graph, (2, 1, 8, 8)) <= BOUND
-    assert graph.provenance.lineage == {"batch_norms": "13", "folded": "12", "refused": "1", "refused_for": "not_linear 1"}
+    assert graph.provenance.lineage == {"batch_norms": "13", "folded": "13", "refused": "0"}
 
 
 def test_the_float64_measure_sees_a_wrong_fold():

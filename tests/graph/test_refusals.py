@@ -36,45 +36,6 @@ class ConvIsOutput(nn.Module):
         return self.bn(y), y
 
 
-class CalledTwiceOneNorm(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1), bn(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(torch.relu(self.bn(self.conv(x))))
-
-
-class CalledTwiceTwoNorms(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), bn(3, 1), bn(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.conv(torch.relu(self.a(self.conv(x)))))
-
-
-class TiedWeights(nn.Module):
-    """Two convolutions whose parameters are one tensor, or two views of one memory."""
-
-    def __init__(self, *, as_view: bool) -> None:
-        super().__init__()
-        self.c, self.d, self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), bn(3, 1), bn(3, 2)
-        self.d.weight = nn.Parameter(self.c.weight.data) if as_view else self.c.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.d(torch.relu(self.a(self.c(x)))))
-
-
-class WeightIsRead(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(3, 4, 3), bn()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x)) * self.conv.weight.abs().sum()
-
-
 class LinearOnSequence(nn.Module):
     """BatchNorm1d on (N, L, C) acts on L, not on the Linear's outputs; with L equal to C nothing crashes to show it."""
 
@@ -129,13 +90,15 @@ class WritesStatistics(nn.Module):
         return self.bn(self.conv(x))
 
 
-class AddThenNorm(nn.Module):
+class HalfLinear(nn.Module):
+    """A BatchNorm behind the concatenation of a convolution and of something else."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.bn = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), bn()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1), bn(7)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.a(x) + self.b(x))
+        return torch.relu(self.bn(torch.cat([self.conv(x), torch.relu(x)], 1)))
 
 
 class NormBetweenTwoUsers(nn.Module):
@@ -163,15 +126,19 @@ CASES = {
     ),
     "behind a relu": (Sequence(conv=nn.Conv2d(3, 4, 3), relu=nn.ReLU(), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "relu"),
     "behind a functional relu": (Sequence(conv=nn.Conv2d(3, 4, 3), act=nn.Hardtanh(), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "hardtanh"),
-    "behind a max pool": (Sequence(conv=nn.Conv2d(3, 4, 3), pool=nn.MaxPool2d(2), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "pool"),
+    "behind a max pool": (Sequence(conv=nn.Conv2d(3, 4, 3), pool=nn.MaxPool2d(2), bn=bn()), IMAGE, {"bn": REASON.BLOCKED}, "pool"),
     "behind a padded average pool": (
         Sequence(conv=nn.Conv2d(3, 4, 3), pool=nn.AvgPool2d(3, 1, 1), bn=bn()),
         IMAGE,
-        {"bn": REASON.NOT_LINEAR},
+        {"bn": REASON.BLOCKED},
         "pool",
     ),
-    "behind zero padding": (Sequence(conv=nn.Conv2d(3, 4, 3), pad=nn.ZeroPad2d(1), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "pad"),
-    "at the input": (Sequence(bn=bn(3), conv=nn.Conv2d(3, 4, 3)), IMAGE, {"bn": REASON.NOT_LINEAR}, "input x"),
+    "behind zero padding": (Sequence(conv=nn.Conv2d(3, 4, 3), pad=nn.ZeroPad2d(1), bn=bn()), IMAGE, {"bn": REASON.BLOCKED}, "pad"),
+    "between input and relu": (Sequence(bn=bn(3), relu=nn.ReLU(), conv=nn.Conv2d(3, 4, 3)), IMAGE, {"bn": REASON.NOT_LINEAR}, "input x"),
+    "before a convolution that pads zeros": (Sequence(relu=nn.ReLU(), bn=bn(3), conv=nn.Conv2d(3, 4, 3, padding=1)), IMAGE, {"bn": REASON.PADDED}, "conv"),
+    "before a transposed convolution": (Sequence(relu=nn.ReLU(), bn=bn(3), conv=nn.ConvTranspose2d(3, 4, 2, 2)), IMAGE, {"bn": REASON.PADDED}, "conv"),
+    "between two relus": (Sequence(relu=nn.ReLU(), bn=bn(3), act=nn.ReLU()), IMAGE, {"bn": REASON.NOT_LINEAR}, "act"),
+    "half of a concatenation is no product": (HalfLinear(), IMAGE, {"bn": REASON.NOT_LINEAR}, "relu"),
     "conv subclass that scales": (Sequence(conv=ScaledConv(3, 4, 3), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "mul"),
     "bn behind a shared folded bn": (NormBetweenTwoUsers(), IMAGE, {"b": REASON.OTHER_CONSUMER}, "relu"),
 }
