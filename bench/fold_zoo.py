@@ -27,17 +27,18 @@ from exporter.errors import ExporterError
 from exporter.factories import build_model
 from exporter.graph import fold, fold_error_in_float64, trace
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 WIDE = {"init_weights": False}
 ZOO: tuple[tuple[str, int, dict[str, object]], ...] = (
     *((f"timm:{name}", 64, {}) for name in (
-        "resnet18", "resnet50", "resnet152", "resnet50d", "resnext50_32x4d", "seresnet50", "wide_resnet50_2", "resnetblur50", "ecaresnet50t", "skresnet18",
+        "resnet18", "resnet50", "resnet152", "resnet50d", "resnext50_32x4d", "seresnet50", "wide_resnet50_2", "resnetblur50", "ecaresnet50t", "skresnet18",  # noqa: E501
         "resnest14d", "res2net50_26w_4s", "densenet121", "densenet201", "dpn68", "dla34", "dla60", "hrnet_w18_small", "selecsls42", "vovnet39a",
         "ese_vovnet19b_dw", "cspresnet50", "cspdarknet53", "darknet53", "gernet_s", "regnetx_002", "regnety_002", "regnetv_040", "regnetz_b16",
         "mobilenetv2_100", "mobilenetv3_small_050", "mobilenetv3_large_100", "mobilenetv4_conv_small", "mobilenetv4_hybrid_medium", "mnasnet_100",
-        "semnasnet_100", "spnasnet_100", "fbnetc_100", "fbnetv3_b", "efficientnet_b0", "efficientnetv2_rw_t", "tf_efficientnet_b0", "tf_efficientnet_b7",
+        "semnasnet_100", "spnasnet_100", "fbnetc_100", "fbnetv3_b", "efficientnet_b0", "efficientnetv2_rw_t", "tf_efficientnet_b0", "tf_efficientnet_b7",  # noqa: E501
         "tf_efficientnetv2_s", "tf_mixnet_s", "mixnet_s", "ghostnet_100", "ghostnetv2_100", "ghostnetv3_100", "repghostnet_050", "hardcorenas_a",
         "tinynet_a", "lcnet_050", "rexnet_100", "nasnetalarge", "pnasnet5large", "inception_v3", "inception_v4", "inception_resnet_v2", "xception",
-        "xception41", "xception41p", "xception65", "legacy_xception", "repvgg_a0", "repvgg_b1g4", "mobileone_s0", "mobileone_s1", "fastvit_t8", "levit_128s",
+        "xception41", "xception41p", "xception65", "legacy_xception", "repvgg_a0", "repvgg_b1g4", "mobileone_s0", "mobileone_s1", "fastvit_t8", "levit_128s",  # noqa: E501
         "coatnet_bn_0_rw_224", "maxvit_nano_rw_256", "xcit_tiny_12_p8_224", "convmixer_768_32", "lambda_resnet26t", "halonet26t", "botnet26t_256",
         "swiftformer_xs", "efficientformer_l1", "efficientformerv2_s0", "efficientvit_b0", "efficientvit_m0", "tiny_vit_5m_224", "mobilevit_xxs",
         "mobilevitv2_050", "edgenext_xx_small", "poolformerv2_s12", "starnet_s1", "repvit_m0_9", "nf_resnet26", "resnetv2_50d_evos", "visformer_tiny",
@@ -67,7 +68,7 @@ def with_statistics(network: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for norm in network.modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+            if isinstance(norm, NORMS) and norm.running_mean is not None:
                 size = norm.num_features
                 norm.running_mean.copy_(0.1 * torch.randn(size, generator=generator))
                 norm.running_var.copy_(0.5 + torch.rand(size, generator=generator))
@@ -83,7 +84,7 @@ def with_statistics(network: nn.Module) -> nn.Module:
 
 def row_of(factory: str, side: int, arguments: dict[str, object]) -> list[object]:
     """Fold one network; return its row."""
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # noqa: TID251 - the libraries draw their weights from the global generator
     config = ModelConfig(factory=factory, arguments=arguments, inputs=(InputConfig(name="image", shape=(2, 3, side, side)),))
     begin = time.perf_counter()
     try:
@@ -101,7 +102,7 @@ def row_of(factory: str, side: int, arguments: dict[str, object]) -> list[object
         error = fold_error_in_float64(graph.unfused, (x,), FoldConfig())
     except ExporterError as err:
         return [factory, 0, 0, "", f"{err.code} {err.problem}"[:90], time.perf_counter() - begin, ""]
-    except Exception:  # a crash is a result here
+    except Exception:  # noqa: BLE001 - a crash is a result here
         return [factory, 0, 0, "", "CRASH " + traceback.format_exc().strip().splitlines()[-1][:200], time.perf_counter() - begin, ""]
     reasons = collections.Counter(refusal.reason.name for refusal in graph.refusals)
     shown = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))

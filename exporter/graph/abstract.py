@@ -230,8 +230,11 @@ class AbstractGraph:
 
 def _redirected(operator: Operator, old: str, new: str) -> Operator:
     role = operator.role
-    if isinstance(role, (Join, Sum)):
+    if isinstance(role, Join):
         role = replace(role, parts=tuple(new if part == old else part for part in role.parts))
+    elif isinstance(role, Sum):
+        one, other = (new if part == old else part for part in role.parts)
+        role = replace(role, parts=(one, other))
     elif role is not None and role.data == old:
         role = replace(role, data=new)
     alias_of = new if operator.alias_of == old else operator.alias_of

@@ -24,7 +24,8 @@ from exporter.graph.aten_roles import role_of
 __all__ = ["ProgramConstants", "abstract_graph", "constant_tensor", "count_calls", "nested_batch_norms"]
 
 _SIZES = {"sym_size", "sym_numel", "sym_stride"}
-"""Calls that read the shape of a tensor and none of its numbers."""
+_LIKE = {"reshape_as", "view_as", "expand_as"}
+"""Calls that read the shape of a tensor and none of its numbers; the last ones, of their second argument."""
 
 _CONSTANT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -45,7 +46,7 @@ def abstract_graph(program: ExportedProgram) -> AbstractGraph:
         value = Value(node.name, rank=0, dtype="", is_output=node in results, label=node.name)
         if isinstance(tensor, torch.Tensor):
             value.rank, value.dtype, value.shape = tensor.dim(), str(tensor.dtype).removeprefix("torch."), tuple(_size(size) for size in tensor.shape)
-        value.users = [user.name for user in node.users if user.op != "output" and operator_kind(user) not in _SIZES]
+        value.users = [user.name for user in node.users if user.op != "output" and not _reads_shape_only(user, node)]
         if node.op == "placeholder":
             target = targets.get(node.name)
             if target is None:
@@ -156,6 +157,12 @@ def _operator(node: torch.fx.Node, constants: Mapping[str, str], names: _Names) 
         kind = f"conv{'_transpose' if role.is_transposed else ''}{_rank(node) - 2}d" if kind == "convolution" else kind
         module = module or constants.get(role.weight, "").rpartition(".")[0]
     return Operator(node.name, module, kind, tuple(_all_inputs(node)), node.name, role, *_memory(node))
+
+
+def _reads_shape_only(user: torch.fx.Node, node: torch.fx.Node) -> bool:
+    """Return whether a call reads the shape of ``node`` and none of its numbers."""
+    kind = operator_kind(user)
+    return kind in _SIZES or (kind in _LIKE and user.args[0] is not node)
 
 
 def _is_aten(node: torch.fx.Node) -> bool:

@@ -328,7 +328,8 @@ def _summed(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) 
     same = all(
         isinstance(item.meta.get("val"), torch.Tensor) and item.meta["val"].dtype == result.dtype and _shape(item) == _shape(node) for item in tensors
     )
-    return Sum((one.name, other.name)) if same and one is not other else None
+    is_difference = operator_kind(node) in {"sub", "sub_"}
+    return Sum((one.name, other.name), is_difference) if same and one is not other else None
 
 
 def _dropped(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:  # noqa: ARG001
@@ -359,7 +360,7 @@ _MAKERS: dict[str, Callable[[torch.fx.Node, Mapping[str, Any], torch.Tensor], Ro
     "pixel_shuffle": _shuffled,
     "slice": _sliced,
     **dict.fromkeys(("cat", "concat", "concatenate"), _joined),
-    **dict.fromkeys(("add", "add_"), _summed),
+    **dict.fromkeys(("add", "add_", "sub", "sub_"), _summed),
     **dict.fromkeys(_DROPOUTS, _dropped),
     **dict.fromkeys((*_SAME, *_CASTS), _copied),
 }

@@ -71,7 +71,7 @@ def compute_constants(program: ExportedProgram) -> Computed:
         for node in wanted:
             numbers = _evaluated(program, node, constant, values).detach().to("cpu", torch.float64).numpy()
             like = next(_placeholders_below(node))
-            name = f"{module_of(node)}.{node.name}" if module_of(node) else node.name
+            name = ".".join(filter(None, (module_of(node), f"computed_{node.name}")))
             created = editor.add_constant_(editor.nodes[like.name], numbers, name, dtype=node.meta["val"].dtype)
             exact[editor.target_of(created)] = numbers
             editor.replace_(node.name, created)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import operator as python_operator
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +30,8 @@ def rebuilt_program(
     state_dict: dict[str, torch.Tensor],
     constants: dict[str, Any],
     renamed: Mapping[str, str],
+    *,
+    root: torch.nn.Module | None = None,
 ) -> ExportedProgram:
     """Return a verified program with ``graph`` and everything that was not given taken from ``program``.
 
@@ -36,6 +39,7 @@ def rebuilt_program(
         program: what to take the rest from.
         graph, specs, state_dict, constants: the new parts.
         renamed: old -> new name of the nodes that stand in for others, which may be outputs.
+        root: holds the nested graphs that calls take as arguments; None: those of ``program``.
     """
     outputs = [dataclasses.replace(spec, arg=_renamed(spec.arg, renamed)) for spec in program.graph_signature.output_specs]
     signature = ExportGraphSignature(specs, outputs)
@@ -47,7 +51,7 @@ def rebuilt_program(
         calls.append(entry)
     try:
         return ExportedProgram(
-            program.graph_module,
+            root if root is not None else program.graph_module,
             graph,
             signature,
             state_dict,
@@ -129,7 +133,7 @@ class ProgramEditor:
         original = constant_tensor(self._program, spec.target or "")
         original = original if dtype is None else original.new_empty(0, dtype=dtype)
         with self.graph.inserting_after(like):
-            placeholder = self.graph.placeholder(target.replace(".", "_"))
+            placeholder = self.graph.placeholder(re.sub(r"\W", "_", f"c_{target}"))
         fake = like.meta["val"]
         with fake.fake_mode if hasattr(fake, "fake_mode") else torch.device("cpu"):
             placeholder.meta = {**like.meta, "val": torch.empty(numbers.shape, dtype=dtype or fake.dtype, device=fake.device)}

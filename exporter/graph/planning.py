@@ -133,7 +133,7 @@ def _summary(reasons: list[Refusal]) -> Refusal:
 
     The reason is that of the way back, the usual one, unless only the way ahead came as far as numbers.
     """
-    back, _, ahead = reasons
+    back, ahead = reasons[0], reasons[-1]
     if back.reason in {RefusalReason.TRAINING, RefusalReason.NO_RUNNING_STATISTICS, RefusalReason.OUT_OF_RANGE}:
         return back
     reason = ahead.reason if back.reason is RefusalReason.NOT_LINEAR and ahead.reason is not RefusalReason.GRAPH_OUTPUT else back.reason

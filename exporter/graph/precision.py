@@ -22,10 +22,18 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def program_in_float64(program: ExportedProgram) -> ExportedProgram:
-    """Return ``program`` with every floating tensor, and every floating dtype named in the graph, in float64."""
+    """Return ``program`` with every floating tensor, and every floating dtype named in the graph, in float64; nested graphs too."""
+    graph = _graph_in_float64(program.graph)
+    state = {name: _widened(tensor) for name, tensor in program.state_dict.items()}
+    constants = {name: _widened(value) for name, value in program.constants.items()}
+    root = _nested_in_float64(program.graph_module)
+    return rebuilt_program(program, graph, list(program.graph_signature.input_specs), state, constants, {}, root=root)
+
+
+def _graph_in_float64(given: torch.fx.Graph) -> torch.fx.Graph:
     graph = torch.fx.Graph()
     copies: dict[torch.fx.Node, torch.fx.Node] = {}
-    graph.output(graph.graph_copy(program.graph, copies))
+    graph.output(graph.graph_copy(given, copies))
     for old, new in copies.items():
         new.meta = dict(old.meta)
         fake = new.meta.get("val")
@@ -33,10 +41,20 @@ def program_in_float64(program: ExportedProgram) -> ExportedProgram:
             new.meta["val"] = fake.to(torch.float64)
         if new.op == "call_function":
             new.args, new.kwargs = _in_float64(new.args), _in_float64(new.kwargs)
-    next(node for node in graph.nodes if node.op == "output").meta = dict(next(node for node in program.graph.nodes if node.op == "output").meta)
-    state = {name: _widened(tensor) for name, tensor in program.state_dict.items()}
-    constants = {name: _widened(value) for name, value in program.constants.items()}
-    return rebuilt_program(program, graph, list(program.graph_signature.input_specs), state, constants, {})
+            if _makes_default_dtype(new, fake):
+                new.kwargs = {**new.kwargs, "dtype": torch.float64}  # else it would be float32
+    ends = [next(node for node in reversed(each.nodes) if node.op == "output") for each in (given, graph)]
+    ends[1].meta = dict(ends[0].meta)
+    return graph
+
+
+def _nested_in_float64(module: torch.fx.GraphModule) -> torch.nn.Module:
+    """Return a root with the graphs that calls of ``module`` take as arguments (``torch.cond``, a part under autocast) in float64."""
+    root = torch.nn.Module()
+    for name, child in module.named_children():
+        inner = torch.fx.GraphModule(_nested_in_float64(child), _graph_in_float64(child.graph)) if isinstance(child, torch.fx.GraphModule) else child
+        setattr(root, name, inner)
+    return root
 
 
 def fold_error_in_float64(program: ExportedProgram, inputs: Sequence[torch.Tensor], config: FoldConfig) -> float:
@@ -60,6 +78,16 @@ def fold_error_in_float64(program: ExportedProgram, inputs: Sequence[torch.Tenso
         if not torch.equal(torch.isfinite(reference), torch.isfinite(candidate)):
             return float("inf")
     return worst
+
+
+def _makes_default_dtype(node: torch.fx.Node, fake: object) -> bool:
+    """Return whether a call makes a floating tensor out of no tensor, of the default dtype."""
+    schema = getattr(node.target, "_schema", None)
+    if not isinstance(fake, torch.Tensor) or fake.dtype not in _FLOATS or schema is None:
+        return False
+    return any(argument.name == "dtype" for argument in schema.arguments) and not any(
+        isinstance(given.meta.get("val"), torch.Tensor) for given in node.all_input_nodes
+    )
 
 
 def _widened(value: Any) -> Any:  # noqa: ANN401 - a tensor, or another constant, which stays

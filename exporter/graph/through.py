@@ -12,7 +12,7 @@ say what is in the way.
     pixel shuffle     channel c of the output is made of channels c r^2 ... c r^2 + r^2 - 1 of the input
     slice             some channels, or all of them
     concatenation     each input gets its channels' part
-    sum               every input is scaled, one of them is shifted
+    sum, difference   both inputs are scaled, the first is shifted
 """
 
 from __future__ import annotations
@@ -206,12 +206,17 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """The sum of inputs of one shape."""
+    """The sum of two inputs of one shape, or their difference.
 
-    parts: tuple[str, ...]
+    Attributes:
+        is_difference: whether the second is taken from the first.
+    """
+
+    parts: tuple[str, str]
+    is_difference: bool = False
 
     def back_into(self, carried: Carried, part: int) -> Carried | Blocked:
-        """Return the map in front of the operator, on one of its inputs: the first is shifted for all."""
+        """Return the map in front of the operator, on one of its inputs: the first is shifted for both."""
         return carried if part == 0 else Carried(carried.axis, carried.s, np.zeros_like(carried.t))
 
 

@@ -211,6 +211,21 @@ PATTERNS = {
     # beside products
     "parallel branches": (RepVgg(), (2, 4, 6, 6), 3),
     "parallel branches with groups": (RepVgg(groups=2), (2, 4, 6, 6), 3),
+    "parallel branches, the norm taken away": (
+        lambda_(lambda m, x: m.conv(y := torch.relu(x)) - m.bn(y), conv=conv(4, 4, 3, padding=1), bn=bn()),
+        (2, 4, 6, 6),
+        1,
+    ),
+    "behind a residual sum of convolutions": (
+        lambda_(lambda m, x: m.bn(m.a(y := torch.relu(x)) + m.b(y) + y), a=conv(4, 4, 3, padding=1, groups=4), b=conv(4, 4, 1, groups=4), bn=bn()),
+        (2, 4, 6, 6),
+        1,
+    ),
+    "reshaped like another": (
+        lambda_(lambda m, x: m.bn((y := m.linear(x)).flatten(0, 1)).reshape_as(y), linear=nn.Linear(6, 4), bn=trained(nn.BatchNorm1d(4))),
+        (2, 5, 6),
+        1,
+    ),
     "parallel branches added in place": (RepVgg(in_place=True), (2, 4, 6, 6), 3),
 }
 

@@ -7,8 +7,20 @@ from exporter.graph.rewrites.contract import Constants, Match, Numbers, Rewrite,
 from exporter.graph.rewrites.into_consumers import IntoConsumers
 from exporter.graph.rewrites.into_producers import IntoProducers
 from exporter.graph.rewrites.parallel_branches import ParallelBranches
+from exporter.graph.rewrites.residual_branch import ResidualBranch
 
-__all__ = ["REWRITES", "Constants", "IntoConsumers", "IntoProducers", "Match", "Numbers", "ParallelBranches", "Rewrite", "Rewritten"]
+__all__ = [
+    "REWRITES",
+    "Constants",
+    "IntoConsumers",
+    "IntoProducers",
+    "Match",
+    "Numbers",
+    "ParallelBranches",
+    "ResidualBranch",
+    "Rewrite",
+    "Rewritten",
+]
 
-REWRITES: tuple[Rewrite, ...] = (IntoProducers(), ParallelBranches(), IntoConsumers())
+REWRITES: tuple[Rewrite, ...] = (IntoProducers(), ResidualBranch(), ParallelBranches(), IntoConsumers())
 """Backwards first, since it costs nothing; branches next, since they wait for the folds beside them."""
