@@ -508,15 +508,23 @@ class RefusalReason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """A BatchNorm that is gone: ``batch_norm`` was folded into ``producer``."""
+    """A BatchNorm that is gone: ``batch_norm`` was folded into ``producer``.
+
+    Attributes:
+        pattern: ``conv2d+bn``, ``linear+bn``, ``bn+linear``, ...
+        max_scale: largest ``|gamma / sqrt(var + eps)|``.
+        direction: ``back`` into what makes its data, ``ahead`` into what reads it, ``beside`` into another branch of a sum, or
+            ``constant``: it was computed ahead.
+        changed: modules whose outputs have no counterpart in the unfolded network, since they stand between the two.
+    """
 
     batch_norm: str
     producer: str
     pattern: str
-    """``conv2d+bn``, ``linear+bn``, ..."""
     num_channels: int
     max_scale: float
-    """Largest ``|gamma / sqrt(var + eps)|``."""
+    direction: Literal["back", "ahead", "beside", "constant"] = "back"
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

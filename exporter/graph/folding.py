@@ -41,7 +41,7 @@ def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph
     folded = folded_program(computed.program, plan)
     num_left = len(abstract_graph(folded).batch_norms())
     _check_against_plan(plan, num_seen, num_left)
-    ahead = tuple(Folded(name, "a constant", "constant", 0, 1.0) for name in computed.batch_norms)
+    ahead = tuple(Folded(name, "a constant", "constant", 0, 1.0, "constant") for name in computed.batch_norms)
     plan = dataclasses.replace(plan, folded=(*ahead, *plan.folded), refusals=(*plan.refusals, *nested))
     num_batch_norms = num_seen + len(nested) + len(ahead) + plan.num_affine
     return Graph(

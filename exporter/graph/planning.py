@@ -112,7 +112,8 @@ def _attempt(graph: AbstractGraph, affine: Operator, rewrite: Rewrite, working: 
         return objection
     first = match.absorbers[0]
     channels = max(working.read(name).size for name in affine_of(affine).parameters)
-    return rewritten, Folded(affine.module, first.module or first.kind, rewritten.pattern, channels, rewritten.max_scale)
+    name = first.module or first.kind
+    return rewritten, Folded(affine.module, name, rewritten.pattern, channels, rewritten.max_scale, rewritten.direction, rewritten.changed)
 
 
 def _too_large(graph: AbstractGraph, affine: Operator, rewritten: Rewritten) -> Refusal | None:

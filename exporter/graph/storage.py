@@ -66,7 +66,7 @@ def load_graph(path: Path, *, key: str | None = None) -> Graph | None:
         folded_program=folded,
         inputs=_specs(content["inputs"]),
         outputs=_specs(content["outputs"]),
-        folded=tuple(Folded(**{**entry, "max_scale": float(entry["max_scale"])}) for entry in content["folded"]),
+        folded=tuple(Folded(**{**entry, "max_scale": float(entry["max_scale"]), "changed": tuple(entry["changed"])}) for entry in content["folded"]),
         refusals=tuple(
             Refusal(entry["batch_norm"], RefusalReason(entry["reason"]), tuple(entry["culprits"]), entry["detail"]) for entry in content["refusals"]
         ),

@@ -1,8 +1,9 @@
 """Name the first layer of a candidate whose output departs from the reference beyond what its inputs explain.
 
 Both programs run node by node on the same rows. Layers are matched by module name; where BatchNorm ``b`` was folded into
-producer ``p``, the candidate's output of ``p`` is compared with the reference's output of ``b``. A layer is named where its
-relative L2 departure is over the rounding floor and over ten times the largest departure among its inputs.
+producer ``p``, the candidate's output of ``p`` is compared with the reference's output of ``b``; a layer between the two, whose
+numbers are meant to be others, is compared with nothing. A layer is named where its relative L2 departure is over the rounding
+floor and over ten times the largest departure among its inputs.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def localise(graph: Graph, feeds: tuple[NamedFeed, ...]) -> str:
     for named in feeds:
         feed = _head(named)
         reference = _by_key(observe_program(graph.unfused, graph.inputs, feed))
-        found = first_departure(reference, observe_program(graph.folded_program, graph.inputs, feed), _folds(graph), floor=FLOOR)
+        found = first_departure(reference, observe_program(graph.folded_program, graph.inputs, feed), _folds(graph), _changed(graph), floor=FLOOR)
         if found is not None:
             return _describe(found, named, graph)
     return f"no layer departs by more than {FLOOR:.0e} in float64: the folded graph is right, the error arises where it is run"
@@ -74,19 +75,22 @@ def localise_onnx(graph: Graph, model: OnnxModel, feeds: tuple[NamedFeed, ...]) 
     for named in feeds:
         feed = _head(named)
         reference = _by_key(observe_program(graph.unfused, graph.inputs, feed))
-        found = first_departure(reference, observe_onnx(model, feed), _folds(graph), floor=FLOOR_ONNX)
+        found = first_departure(reference, observe_onnx(model, feed), _folds(graph), _changed(graph), floor=FLOOR_ONNX)
         if found is not None:
             return _describe(found, named, graph)
     return f"no layer departs by more than {FLOOR_ONNX:.0e} when the operators run one by one: the error arises in an operator that the runtime fused"
 
 
-def first_departure(reference: Mapping[LayerKey, Array], candidate: list[Observed], folds: Mapping[str, str], *, floor: float) -> Departure | None:
+def first_departure(
+    reference: Mapping[LayerKey, Array], candidate: list[Observed], folds: Mapping[str, str], changed: frozenset[str] = frozenset(), *, floor: float
+) -> Departure | None:
     """Return the first layer that departs suddenly, else the one with the largest step, None where all agree.
 
     Args:
         reference: layer -> value.
         candidate: operators in order.
         folds: producer -> the BatchNorm folded into it.
+        changed: modules whose outputs have no counterpart.
         floor: departures up to it are rounding.
     """
     departures: dict[str, float] = {}
@@ -95,7 +99,7 @@ def first_departure(reference: Mapping[LayerKey, Array], candidate: list[Observe
         inputs = max((departures.get(name, 0.0) for name in layer.producers), default=0.0)
         departures[layer.node] = inputs
         key = _reference_key(layer.key, folds)
-        if key is None or layer.value is None or key not in reference or reference[key].shape != layer.value.shape:
+        if key is None or layer.value is None or key not in reference or reference[key].shape != layer.value.shape or key[0] in changed:
             continue
         departure = _relative_l2(reference[key], layer.value)
         departures[layer.node] = departure
@@ -116,7 +120,11 @@ def _reference_key(key: LayerKey | None, folds: Mapping[str, str]) -> LayerKey |
 
 
 def _folds(graph: Graph) -> dict[str, str]:
-    return {folded.producer: folded.batch_norm for folded in graph.folded}
+    return {folded.producer: folded.batch_norm for folded in graph.folded if folded.direction == "back" and not folded.changed}
+
+
+def _changed(graph: Graph) -> frozenset[str]:
+    return frozenset(name for folded in graph.folded for name in folded.changed)
 
 
 def _by_key(observed: list[Observed]) -> dict[LayerKey, Array]:
@@ -157,7 +165,7 @@ def _channels(reference: Array, candidate: Array) -> str:
 
 def _describe(found: Departure, named: NamedFeed, graph: Graph) -> str:
     layer = found.layer
-    producers = {folded.batch_norm: folded.producer for folded in graph.folded}
+    producers = {batch_norm: producer for producer, batch_norm in _folds(graph).items()}
     name = producers.get(found.path, found.path) or "the model's own forward"
     place = f"{name} ({layer.op}, node {layer.number} of {found.total})"
     agreement = f"inputs agree to {found.inputs:.0e}" if found.inputs else "inputs are equal"

@@ -104,11 +104,15 @@ def test_a_checkpoint_without_an_average_is_refused(digits: Path, run_cli: RunCl
 
 
 def test_fuse_bn_check_passes_and_names_what_it_kept(digits: Path, run_cli: RunCli) -> None:
-    """Every foldable BatchNorm is folded, the one behind a ReLU is kept by name, and the comparison passes."""
+    """Every BatchNorm is folded, the one behind a ReLU ahead; one that is kept on purpose is named; the comparison passes."""
     result = _json(run_cli, "fuse-bn", "--check", cwd=digits)
-    assert result["num_batch_norms"] == 13
+    assert (result["num_batch_norms"], len(result["folded"]), result["refusals"]) == (13, 13, [])
+    assert {f["batch_norm"]: f["producer"] for f in result["folded"]}["stages.norm"] == "hidden"
+    assert result["outcome"] == "PASS"
+    (digits / "exporter.toml").write_text((digits / "exporter.toml").read_text() + '\n[fold]\nkeep = ["stages.norm"]\n')
+    result = _json(run_cli, "fuse-bn", "--check", cwd=digits)
     assert len(result["folded"]) == 12
-    assert [(r["batch_norm"], r["reason"]) for r in result["refusals"]] == [("stages.norm", "not preceded by a linear operator")]
+    assert [(r["batch_norm"], r["reason"]) for r in result["refusals"]] == [("stages.norm", "excluded by the configuration")]
     assert result["outcome"] == "PASS"
 
 

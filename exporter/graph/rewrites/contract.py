@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -66,12 +66,15 @@ class Rewritten:
         bypasses: in the order in which they are done.
         pattern: what was folded into what, in short: ``conv2d+bn``.
         max_scale: the largest ``|s|``.
+        direction, changed: as in ``Folded``.
     """
 
     numbers: Mapping[str, tuple[Float64, Float64 | None]]
     bypasses: tuple[Bypass, ...]
     pattern: str
     max_scale: float
+    direction: Literal["back", "ahead", "beside"] = "back"
+    changed: tuple[str, ...] = ()
 
 
 class Rewrite(Protocol):

@@ -81,7 +81,9 @@ class IntoConsumers:
                 bias = shift if bias is None else bias + shift
             new[product.name] = (scaled_inputs(weight, carried.s, axis=axis, groups=groups, is_transposed=is_transposed), bias)
         pattern = "+".join(("bn", *dict.fromkeys(operator.kind for way in ways for operator in way.steps), match.absorbers[0].kind))
-        return Rewritten(new, ((match.affine.name, affine_of(match.affine).data),), pattern, float(np.abs(s).max(initial=0.0)))
+        changed = tuple(dict.fromkeys(operator.module for way in ways for operator in way.steps))
+        bypass = (match.affine.name, affine_of(match.affine).data)
+        return Rewritten(new, (bypass,), pattern, float(np.abs(s).max(initial=0.0)), "ahead", changed)
 
 
 def _ways_ahead(graph: AbstractGraph, affine: Operator, value: str, steps: tuple[Operator, ...]) -> list[_Way] | Refusal:

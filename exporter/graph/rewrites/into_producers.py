@@ -72,7 +72,10 @@ class IntoProducers:
             is_shifted = bias is not None or bool(np.any(carried.t != 0.0))
             scaled = scaled_outputs(weight, carried.s, axis=role.weight_axis, groups=role.groups, is_transposed=role.is_transposed)
             new[product.name] = (scaled, shifted_bias(bias, carried.s, carried.t) if is_shifted or not way.steps else None)
-        return Rewritten(new, ((match.affine.name, affine_of(match.affine).data),), _pattern(match, ways), float(np.abs(s).max(initial=0.0)))
+        steps = [operator for way in ways for operator, _ in way.steps]
+        changed = dict.fromkeys(operator.module for operator in (*steps, *match.absorbers)) if steps else {}
+        bypass = (match.affine.name, affine_of(match.affine).data)
+        return Rewritten(new, (bypass,), _pattern(match, ways), float(np.abs(s).max(initial=0.0)), "back", tuple(changed))
 
 
 def _ways_back(graph: AbstractGraph, affine: Operator, value: str, reader: Operator, steps: tuple[tuple[Operator, int], ...]) -> list[_Way] | Refusal:

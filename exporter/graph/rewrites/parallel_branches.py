@@ -35,12 +35,13 @@ __all__ = ["ParallelBranches"]
 
 @dataclass(frozen=True, slots=True)
 class _Branches:
-    """The convolution that takes everything, the others and their signs, and the sums that go, from the inside outwards."""
+    """The convolution that takes everything, the others and their signs, the sums that go, from the inside outwards, and their modules."""
 
     kept: Operator
     merged: tuple[tuple[Operator, int], ...]
     sign: int
     bypasses: tuple[Bypass, ...]
+    sums: tuple[str, ...]
 
 
 class ParallelBranches:
@@ -73,7 +74,8 @@ class ParallelBranches:
         bypasses = removal_of(graph, root, {affine.output, *(product.output for product, _ in merged)})
         if bypasses is None:
             return Refusal(affine.module, RefusalReason.NOT_LINEAR, (root.label,), "a branch is taken from it")
-        return Match(affine, (kept, *(product for product, _ in merged)), _Branches(kept, merged, sign * signs[affine.output], bypasses))
+        sums = tuple(graph.operators[name].module for name, _ in bypasses)
+        return Match(affine, (kept, *(product for product, _ in merged)), _Branches(kept, merged, sign * signs[affine.output], bypasses, sums))
 
     def apply(self, match: Match, numbers: Numbers) -> Rewritten | Refusal:
         """Return the one kernel and its bias."""
@@ -95,4 +97,5 @@ class ParallelBranches:
             taps[:, :, flat_taps(window_of(product), kept)] += sign * small.reshape(*small.shape[:2], -1)
             total = total if added is None else total + sign * added
         kinds = "+".join((kept.kind, *(product.kind for product, _ in branches.merged), "bn"))
-        return Rewritten({kept.name: (weight, total)}, branches.bypasses, f"sum of {kinds}", float(np.abs(s).max(initial=0.0)))
+        changed = (*(product.module for product in match.absorbers), *branches.sums)
+        return Rewritten({kept.name: (weight, total)}, branches.bypasses, f"sum of {kinds}", float(np.abs(s).max(initial=0.0)), "beside", changed)

@@ -26,11 +26,12 @@ __all__ = ["ResidualBranch"]
 
 @dataclass(frozen=True, slots=True)
 class _Branches:
-    """The convolution that takes the residual, all convolutions, and what goes."""
+    """The convolution that takes the residual, all convolutions, what goes, and the modules of the sums."""
 
     kept: Operator
     products: tuple[Operator, ...]
     bypasses: tuple[Bypass, ...]
+    sums: tuple[str, ...]
 
 
 class ResidualBranch:
@@ -68,11 +69,9 @@ class ResidualBranch:
             return Refusal(affine.module, RefusalReason.NOT_LINEAR, (root.label,), "no kernel has a tap for what is added to it")
         gone = dict(bypasses)
         data = gone.get(root.name, role.data)
-        return Match(
-            affine,
-            (fitting[0], *(p for p in products if p is not fitting[0])),
-            _Branches(fitting[0], tuple(products), (*bypasses, (affine.name, data))),
-        )
+        sums = tuple(graph.operators[name].module for name in (root.name, *gone))
+        rest = tuple(product for product in products if product is not fitting[0])
+        return Match(affine, (fitting[0], *rest), _Branches(fitting[0], tuple(products), (*bypasses, (affine.name, data)), sums))
 
     def apply(self, match: Match, numbers: Numbers) -> Rewritten | Refusal:
         """Return the kernels and their biases."""
@@ -94,4 +93,5 @@ class ResidualBranch:
             scaled = scaled_outputs(weight, s, groups=role.groups)
             new[product.name] = (scaled, shifted_bias(bias, s, shift) if bias is not None or product is branches.kept else None)
         kinds = "+".join((*(product.kind for product in match.absorbers), "x"))
-        return Rewritten(new, branches.bypasses, f"sum of {kinds}+bn", float(np.abs(s).max(initial=0.0)))
+        changed = (*(product.module for product in branches.products), *branches.sums)
+        return Rewritten(new, branches.bypasses, f"sum of {kinds}+bn", float(np.abs(s).max(initial=0.0)), "back", changed)
