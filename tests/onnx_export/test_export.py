@@ -41,12 +41,13 @@ def bn(channels: int = 4, seed: int = 0) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def graph() -> Graph:
-    """conv -> bn -> relu -> bn -> flatten -> linear: one BatchNorm is folded, one refused; with a lineage."""
+    """conv -> bn -> relu -> bn -> relu -> flatten -> linear: one BatchNorm is folded, one refused; with a lineage."""
     network = Sequence(
         conv=nn.Conv2d(3, 4, 3, bias=False),
         bn1=bn(4, 1),
         relu=nn.ReLU(),
         bn2=bn(4, 2),
+        relu2=nn.ReLU(),
         pool=nn.AdaptiveAvgPool2d(1),
         flat=nn.Flatten(),
         head=nn.Linear(4, 5),
