@@ -17,22 +17,25 @@ from exporter.graph import fold, fold_error_in_float64, trace
 pytestmark = [pytest.mark.peers, pytest.mark.slow]
 
 BOUND = 1e-10
-NOT_LINEAR, OTHER, UNTRACKED = RefusalReason.NOT_LINEAR, RefusalReason.OTHER_CONSUMER, RefusalReason.NO_RUNNING_STATISTICS
+NOT_LINEAR, OTHER = RefusalReason.NOT_LINEAR, RefusalReason.OTHER_CONSUMER
 ZOO = [
     # factory, arguments, side of the image, BatchNorms, folded, reasons of the others
     ("timm:resnet18", {}, 64, 20, 20, set()),
     ("timm:mobilenetv3_small_050", {}, 64, 34, 34, set()),
     ("timm:tf_efficientnet_b0", {}, 64, 49, 49, set()),
     ("timm:regnety_002", {}, 64, None, None, set()),
-    ("timm:repvgg_a0", {}, 64, 61, 44, {NOT_LINEAR}),
-    ("timm:levit_128s", {}, 224, 52, 4, {NOT_LINEAR}),
-    ("timm:coatnet_bn_0_rw_224", {}, 224, 35, 6, {NOT_LINEAR, OTHER}),
-    ("timm:nf_resnet26", {}, 64, 29, 0, {UNTRACKED}),
+    ("timm:repvgg_a0", {}, 64, 61, 61, set()),
+    ("timm:levit_128s", {}, 224, 52, 52, set()),
+    ("timm:coatnet_bn_0_rw_224", {}, 224, 35, 25, {NOT_LINEAR, OTHER}),
+    ("timm:nf_resnet26", {}, 64, 29, 29, set()),
     ("torchvision:resnet50", {}, 64, 53, 53, set()),
-    ("torchvision:densenet121", {}, 64, 121, 59, {NOT_LINEAR}),
+    ("torchvision:densenet121", {}, 64, 121, 59, {OTHER}),
     ("torchvision:googlenet", {"init_weights": False}, 96, 57, 57, set()),
     ("torchvision:vgg11_bn", {}, 224, 8, 8, set()),
     ("torchvision:deeplabv3_mobilenet_v3_large", {}, 64, None, None, set()),
+    ("timm:repvit_m0_9", {}, 64, 108, 108, set()),
+    ("timm:xcit_tiny_12_p8_224", {}, 224, 15, 3, {RefusalReason.PADDED}),
+    ("torchvision:regnet_y_400mf", {}, 64, 53, 53, set()),
     ("ultralytics:yolov8n.yaml", {}, 64, 57, 57, set()),
 ]
 
