@@ -9,7 +9,6 @@ from exporter.errors import LayoutError
 from exporter.locations import Location
 from exporter.tensors import DTYPES, TensorReader, is_contiguous, numpy_dtype, size_bytes
 from exporter.tensors.checksums import crc32
-from exporter.tensors.finite import is_finite
 from exporter.weights.blend import Blend, Rows, arrays_of, rounded
 from exporter.weights.drift import DriftSums
 from exporter.weights.plan import Planned
@@ -64,16 +63,20 @@ def _stream_whole(
     allow_nonfinite: bool,
     advance: Callable[[int], None],
 ) -> int:
+    target.raise_objection()  # to a tensor before, whose checksum is known to be right
     crc = 0
-    checked = DTYPES[source.dtype].kind in _CAN_BE_NONFINITE and not allow_nonfinite
-    for part in reader.whole_chunks(source.storage, target.space):
-        if checked and not is_finite(part, source.dtype):
+
+    def check(part: memoryview) -> None:
+        if not target.is_finite(part, source.dtype):
             import numpy as np
 
             raise _nonfinite(planned.name, np.frombuffer(part, numpy_dtype(source.dtype)), path)
+
+    checked = check if DTYPES[source.dtype].kind in _CAN_BE_NONFINITE and not allow_nonfinite else None
+    for part in reader.whole_chunks(source.storage, target.space):
         if source.storage.crc32 is None:
             crc = crc32(part, crc)
-        target.advance(len(part))
+        target.advance(len(part), checked)
         advance(len(part))
     return crc if source.storage.crc32 is None else source.storage.crc32
 

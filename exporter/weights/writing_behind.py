@@ -1,6 +1,6 @@
-"""Writing in a second thread, so that reading and checking the next bytes does not wait for the last ones.
+"""Writing and looking for NaN in threads of their own, so that reading the next bytes does not wait for the last ones.
 
-The buffers go round: one is filled and checked, handed over, and comes back once it is written. A large output goes to the disk
+The buffers go round: one is filled, handed over, and comes back once it is written and looked at. A large output goes to the disk
 past the page cache where the file system lets it: the bytes are not copied once more, they push nothing else out of memory, and
 the sync at the end has nothing left to do.
 """
@@ -13,8 +13,13 @@ import mmap
 import os
 import queue
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from exporter.errors import ExporterError
+from exporter.tensors.finite import FiniteCheck
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,55 +36,90 @@ _EARLY_BYTES = 1 << 25
 """Through the page cache: after so many bytes the disk is asked to begin, so that the sync at the end has little left to do."""
 
 
+@dataclass(slots=True, eq=False)
+class _Buffer:
+    """Memory that begins at a page, how much of it is filled, what is to be looked at in it, and how many threads still use it."""
+
+    memory: memoryview
+    filled: int = 0
+    checks: list[tuple[memoryview, Callable[[memoryview], None]]] = field(default_factory=list)
+    num_users: int = 0
+
+
 class WriterBehind:
-    """Writes to a descriptor, in order, from its current position on; used in ``with``, which ends when all is written.
+    """Writes to a descriptor, in order, from its current position on; used in ``with``, which ends when all is written and looked at.
 
     Args:
         descriptor: of a regular file, open for writing.
         expected_bytes: how much is going to be written, as far as that is known.
+
+    Attributes:
+        is_finite: for the checks of all that is written.
     """
 
     def __init__(self, descriptor: int, *, expected_bytes: int = 0) -> None:
         self._descriptor = descriptor
-        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        self._full: queue.SimpleQueue[tuple[memoryview, int] | None] = queue.SimpleQueue()
-        self._buffer: memoryview | None = None
-        self._filled = 0
+        self._free: queue.SimpleQueue[_Buffer] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[_Buffer | None] = queue.SimpleQueue()
+        self._unseen: queue.SimpleQueue[_Buffer | None] = queue.SimpleQueue()
+        self._buffer: _Buffer | None = None
         self._num_buffers = 0
+        self._lock = threading.Lock()
+        self.is_finite = FiniteCheck()
         self._error: OSError | None = None
+        self._objection: ExporterError | None = None
         self._position = os.lseek(descriptor, 0, os.SEEK_CUR)
         self._direct = expected_bytes >= _DIRECT_BYTES and self._position == 0 and self._go_direct(on=True)
-        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._threads = [threading.Thread(target=work, name=work.__name__, daemon=True) for work in (self._write_all, self._look_at_all)]
 
     def __enter__(self) -> Self:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
-        """Wait for the thread; raise what it met, unless something else is on its way."""
+        """Wait for the threads; raise what they met, unless something else is on its way."""
         if kind is None and self._buffer is not None:
             self._hand_over(self._buffer)
         self._full.put(None)
-        self._thread.join()
+        self._unseen.put(None)
+        for thread in self._threads:
+            thread.join()
         if self._direct:
             self._go_direct(on=False)
         os.lseek(self._descriptor, self._position, os.SEEK_SET)
-        if kind is None and self._error is not None:
-            raise self._error
+        if kind is None:
+            self.raise_objection()
+            if self._error is not None:
+                raise self._error
 
     def space(self) -> memoryview:
         """Return the memory that the next bytes belong in: one or more, as many as fit into the buffer that is being filled."""
         if self._buffer is None:
             self._buffer = self._take()
-            self._filled = 0
-        return self._buffer[self._filled :]
+        return self._buffer.memory[self._buffer.filled :]
 
-    def advance(self, count: int) -> None:
-        """Take the first ``count`` bytes of ``space()`` as the next ones of the file."""
-        self._filled += count
-        if self._buffer is not None and self._filled == len(self._buffer):
-            self._hand_over(self._buffer)
+    def advance(self, count: int, check: Callable[[memoryview], None] | None = None) -> None:
+        """Take the first ``count`` bytes of ``space()`` as the next ones of the file.
+
+        Args:
+            count: of bytes.
+            check: called with them in another thread; what it raises comes out of ``raise_objection``, or of the end of ``with``.
+        """
+        buffer = self._buffer
+        if buffer is None:
+            raise ValueError("space() was not asked for")
+        if check is not None:
+            buffer.checks.append((buffer.memory[buffer.filled : buffer.filled + count], check))
+        buffer.filled += count
+        if buffer.filled == len(buffer.memory):
+            self._hand_over(buffer)
+
+    def raise_objection(self) -> None:
+        """Raise what a check has found so far."""
+        if self._objection is not None:
+            raise self._objection
 
     def write(self, content: bytes | memoryview) -> None:
         """Write a copy of ``content``."""
@@ -91,33 +131,54 @@ class WriterBehind:
             self.advance(count)
             view = view[count:]
 
-    def _take(self) -> memoryview:
-        """Return a buffer that nothing is waiting to be written from; it begins at a page."""
+    def _take(self) -> _Buffer:
+        """Return a buffer that no thread uses any more."""
         if self._num_buffers < _NUM_BUFFERS and self._free.empty():
             self._num_buffers += 1
-            return memoryview(mmap.mmap(-1, BUFFER_BYTES))
+            return _Buffer(memoryview(mmap.mmap(-1, BUFFER_BYTES)))
         buffer = self._free.get()
         if self._error is not None:
             raise self._error
         return buffer
 
-    def _hand_over(self, buffer: memoryview) -> None:
-        self._full.put((buffer, self._filled))
+    def _hand_over(self, buffer: _Buffer) -> None:
+        buffer.num_users = 1 + bool(buffer.checks)
+        if buffer.checks:
+            self._unseen.put(buffer)
+        self._full.put(buffer)
         self._buffer = None
 
-    def _run(self) -> None:
-        early = self._position
-        while (item := self._full.get()) is not None:
-            buffer, count = item
+    def _give_back(self, buffer: _Buffer) -> None:
+        with self._lock:
+            buffer.num_users -= 1
+            is_free = buffer.num_users == 0
+        if is_free:
+            buffer.filled = 0
+            buffer.checks.clear()
+            self._free.put(buffer)
+
+    def _look_at_all(self) -> None:
+        while (buffer := self._unseen.get()) is not None:
             try:
-                if self._error is None:
-                    self._write(buffer[:count])
+                for part, check in buffer.checks:
+                    if self._objection is None:
+                        check(part)
+            except ExporterError as err:
+                self._objection = err
+            self._give_back(buffer)
+
+    def _write_all(self) -> None:
+        early = self._position
+        while (buffer := self._full.get()) is not None:
+            try:
+                if self._error is None and self._objection is None:
+                    self._write(buffer.memory[: buffer.filled])
                 if self._position - early >= _EARLY_BYTES and not self._direct and self._error is None and hasattr(os, "posix_fadvise"):
                     os.posix_fadvise(self._descriptor, early, self._position - early, os.POSIX_FADV_DONTNEED)
                     early = self._position
             except OSError as err:
                 self._error = err
-            self._free.put(buffer)
+            self._give_back(buffer)
 
     def _write(self, part: memoryview) -> None:
         if self._direct and len(part) % _BLOCK_BYTES:  # the end of the file

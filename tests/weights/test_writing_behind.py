@@ -123,4 +123,4 @@ def test_what_went_wrong_first_is_raised(tmp_path: Path) -> None:
         with contextlib.suppress(ZeroDivisionError), target:
             target.write(b"content")
             target.write(bytes(1 // 0))
-    assert not target._thread.is_alive()
+    assert not any(thread.is_alive() for thread in target._threads)
