@@ -1,0 +1,54 @@
+"""Stages 4 and 5: an ONNX model, and a plan of TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.artifacts.provenance import Digest, Provenance
+from exporter.artifacts.specs import TensorSpec
+
+__all__ = ["OnnxModel", "Plan", "Profile"]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxModel:
+    """An ONNX file that passed the full checker."""
+
+    path: Path
+    digest: Digest
+    opset: int
+    ir_version: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    num_nodes: int
+    num_batch_norms: int
+    metadata: Mapping[str, str]
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """An optimization profile: input name -> (min, opt, max) shapes."""
+
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A serialised TensorRT engine with its sidecar."""
+
+    path: Path
+    sidecar_path: Path
+    digest: Digest
+    precision: str
+    realised_precision: Mapping[str, float]
+    """Share of layers by precision, as the engine inspector tells it; empty where the inspector says nothing."""
+    tensorrt_version: str
+    gpu: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profiles: tuple[Profile, ...]
+    build_seconds: float
+    provenance: Provenance
