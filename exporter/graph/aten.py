@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 
 from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Operator, Role, Value
 from exporter.graph.algebra import Float64
-from exporter.graph.aten_calls import BATCH_NORMS, arguments_of, module_of, operator_kind
+from exporter.graph.aten_calls import BATCH_NORMS, arguments_of, module_of, operator_kind, rank_of, size_of
 from exporter.graph.aten_roles import role_of
 
 __all__ = ["ProgramConstants", "abstract_graph", "constant_tensor", "count_calls", "nested_batch_norms"]
@@ -45,7 +45,11 @@ def abstract_graph(program: ExportedProgram) -> AbstractGraph:
         tensor = node.meta.get("val")
         value = Value(node.name, rank=0, dtype="", is_output=node in results, label=node.name)
         if isinstance(tensor, torch.Tensor):
-            value.rank, value.dtype, value.shape = tensor.dim(), str(tensor.dtype).removeprefix("torch."), tuple(_size(size) for size in tensor.shape)
+            value.rank, value.dtype, value.shape = (
+                tensor.dim(),
+                str(tensor.dtype).removeprefix("torch."),
+                tuple(size_of(size) for size in tensor.shape),
+            )
         value.users = [user.name for user in node.users if user.op != "output" and not _reads_shape_only(user, node)]
         if node.op == "placeholder":
             target = targets.get(node.name)
@@ -154,7 +158,7 @@ def _operator(node: torch.fx.Node, constants: Mapping[str, str], names: _Names) 
     elif isinstance(role, ConstantAffine):
         module, kind = names.unique(module or node.name), "batch_norm" if role.is_batch_norm else "affine"
     elif isinstance(role, Linear):
-        kind = f"conv{'_transpose' if role.is_transposed else ''}{_rank(node) - 2}d" if kind == "convolution" else kind
+        kind = f"conv{'_transpose' if role.is_transposed else ''}{rank_of(node) - 2}d" if kind == "convolution" else kind
         module = module or constants.get(role.weight, "").rpartition(".")[0]
     return Operator(node.name, module, kind, tuple(_all_inputs(node)), node.name, role, *_memory(node))
 
@@ -191,15 +195,6 @@ def _all_inputs(node: torch.fx.Node) -> Iterator[str]:
     found: list[str] = []
     torch.fx.map_arg((node.args, node.kwargs), lambda argument: found.append(argument.name))
     yield from found
-
-
-def _rank(node: torch.fx.Node) -> int:
-    tensor = node.meta.get("val")
-    return tensor.dim() if isinstance(tensor, torch.Tensor) else -1
-
-
-def _size(size: int | torch.SymInt) -> int | str:
-    return size if isinstance(size, int) else str(size)
 
 
 def _storage(program: ExportedProgram, target: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["BATCH_NORMS", "arguments_of", "module_of", "module_type_of", "operator_kind"]
+__all__ = ["BATCH_NORMS", "arguments_of", "module_of", "module_type_of", "operator_kind", "rank_of", "size_of"]
 
 BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"}
 """Names of the calls that normalise by channel."""
@@ -45,3 +45,14 @@ def module_type_of(node: torch.fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     kind = list(stack.values())[-1][1] if stack else ""
     return kind if isinstance(kind, str) else f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"
+
+
+def rank_of(argument: object) -> int:
+    """Return the number of axes of the tensor that a node makes, -1 for anything else."""
+    tensor = argument.meta.get("val") if isinstance(argument, torch.fx.Node) else None
+    return tensor.dim() if isinstance(tensor, torch.Tensor) else -1
+
+
+def size_of(size: int | torch.SymInt) -> int | str:
+    """Return a size, as a text where it is known only at run time."""
+    return size if isinstance(size, int) else str(size)

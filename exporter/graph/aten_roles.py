@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from exporter.graph.abstract import BatchNorm, ConstantAffine, Linear, Role, Training, Window
-from exporter.graph.aten_calls import BATCH_NORMS, arguments_of, module_type_of, operator_kind
+from exporter.graph.aten_calls import BATCH_NORMS, arguments_of, module_type_of, operator_kind, rank_of, size_of
 from exporter.graph.through import Join, KeepsChannels, Maximum, Permutation, PixelShuffle, Reshape, Sum, Take
 
 __all__ = ["role_of"]
@@ -72,20 +72,20 @@ def role_of(node: torch.fx.Node, constants: Mapping[str, str]) -> Role | None:
 
 def _linear(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:  # noqa: ARG001 - one signature for all
     weight, data = call["weight"], call["input"]
-    if _rank(weight) != 2:
+    if rank_of(weight) != 2:
         return None
-    return _product(data, weight, call["bias"], weight_axis=0, output_axis=result.dim() - 1, weight_input_axis=1, input_axis=_rank(data) - 1)
+    return _product(data, weight, call["bias"], weight_axis=0, output_axis=result.dim() - 1, weight_input_axis=1, input_axis=rank_of(data) - 1)
 
 
 def _addmm(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:  # noqa: ARG001
-    if call.get("beta", 1) != 1 or call.get("alpha", 1) != 1 or _rank(call["self"]) != 1 or call["self"].meta["val"].shape[0] != result.shape[1]:
+    if call.get("beta", 1) != 1 or call.get("alpha", 1) != 1 or rank_of(call["self"]) != 1 or call["self"].meta["val"].shape[0] != result.shape[1]:
         return None
     return _product(call["mat1"], call["mat2"], call["self"], weight_axis=1, output_axis=1, weight_input_axis=0, input_axis=1)
 
 
 def _convolution(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:
     kind = operator_kind(node)
-    spatial = _CONVOLUTIONS.get(kind, _rank(call["weight"]) - 2)
+    spatial = _CONVOLUTIONS.get(kind, rank_of(call["weight"]) - 2)
     if kind == "convolution" and call["transposed"]:
         return _transposed(node, call, result)
     sizes = _sizes(call["weight"])
@@ -192,7 +192,7 @@ def _frozen(node: torch.fx.Node, kind: str, constants: Mapping[str, str]) -> Con
         for data, scale in (product.args, product.args[::-1]):
             if not isinstance(data, torch.fx.Node) or not isinstance(scale, torch.fx.Node) or scale.name not in constants or data.name in constants:
                 continue
-            axes = {_channel_axis(scale, _rank(data)), _channel_axis(shift, _rank(data))} - {None}
+            axes = {_channel_axis(scale, rank_of(data)), _channel_axis(shift, rank_of(data))} - {None}
             if len(axes) == 1 and _is_per_channel(scale) and _is_per_channel(shift) and _shape(product) == _shape(data) == _shape(node):
                 return ConstantAffine(data.name, scale.name, shift.name, axes.pop() or 0, "BatchNorm" in module_type_of(node))
     return None
@@ -224,7 +224,7 @@ def _upsampled(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tenso
 
 
 def _mean(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:  # noqa: ARG001
-    rank, axes = _rank(call["self"]), call.get("dim")
+    rank, axes = rank_of(call["self"]), call.get("dim")
     if not isinstance(axes, (list, tuple)) or call.get("dtype") is not None:
         return None
     mixed = tuple(sorted(axis % rank for axis in axes))
@@ -266,7 +266,7 @@ def _reshaped(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor
     data = _name(call["self"])
     if data is None or call["self"].meta["val"].dtype != result.dtype:
         return None
-    return Reshape(data, _shape(call["self"]), tuple(_size(size) for size in result.shape))
+    return Reshape(data, _shape(call["self"]), tuple(size_of(size) for size in result.shape))
 
 
 def _shuffled(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:  # noqa: ARG001
@@ -275,7 +275,7 @@ def _shuffled(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor
 
 
 def _sliced(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:  # noqa: ARG001
-    data, axis = call["self"], call["dim"] % _rank(call["self"])
+    data, axis = call["self"], call["dim"] % rank_of(call["self"])
     size = _shape(data)[axis]
     start, end = call.get("start") or 0, call.get("end")
     if start == 0 and call.get("step", 1) == 1 and (end is None or (isinstance(end, int) and end >= _EVERYTHING)):
@@ -297,7 +297,7 @@ def _item(node: torch.fx.Node) -> Role | None:
     if kind not in {"split", "split_with_sizes", "chunk", "unsafe_split", "tensor_split"}:
         return None
     call = arguments_of(source)
-    rank = _rank(call["self"])
+    rank = rank_of(call["self"])
     axis = call.get("dim", 0) % rank
     size, parts = _shape(call["self"])[axis], source.meta.get("val")
     if not isinstance(size, int) or not isinstance(parts, (list, tuple)):
@@ -386,16 +386,7 @@ def _sizes(argument: object) -> tuple[int, ...] | None:
 
 
 def _shape(node: torch.fx.Node) -> tuple[int | str, ...]:
-    return tuple(_size(size) for size in node.meta["val"].shape)
-
-
-def _size(size: int | torch.SymInt) -> int | str:
-    return size if isinstance(size, int) else str(size)
-
-
-def _rank(argument: object) -> int:
-    tensor = argument.meta.get("val") if isinstance(argument, torch.fx.Node) else None
-    return tensor.dim() if isinstance(tensor, torch.Tensor) else -1
+    return tuple(size_of(size) for size in node.meta["val"].shape)
 
 
 def _name(argument: object) -> str | None:

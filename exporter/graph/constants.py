@@ -21,7 +21,7 @@ from exporter.graph.aten import constant_tensor
 from exporter.graph.aten_calls import BATCH_NORMS, module_of, operator_kind
 from exporter.graph.editing import ProgramEditor
 
-__all__ = ["Computed", "compute_constants"]
+__all__ = ["Computed", "compute_constants", "in_float64"]
 
 _PRODUCTS = {*(f"conv{n}d" for n in (1, 2, 3)), *(f"conv_transpose{n}d" for n in (1, 2, 3)), "convolution", "linear", "addmm"}
 _PER_CHANNEL = {"mul", "add", "sub", "div", "mul_", "add_", "sub_", "div_"}
@@ -144,16 +144,17 @@ def _evaluated(program: ExportedProgram, node: torch.fx.Node, constant: Mapping[
             todo += missing
         else:
             arguments = torch.fx.map_arg((here.args, here.kwargs), values.__getitem__)
-            args, kwargs = _in_float64(arguments)
+            args, kwargs = in_float64(arguments)
             values[here] = here.target(*args, **kwargs)  # type: ignore[operator]
     return values[node]
 
 
-def _in_float64(arguments: Any) -> Any:  # noqa: ANN401 - anything that a call may be given
+def in_float64(arguments: Any) -> Any:  # noqa: ANN401 - anything that a call may be given
+    """Return the arguments of a call with float64 for every floating dtype that they name."""
     if isinstance(arguments, torch.dtype):
         return torch.float64 if arguments in _FLOATS else arguments
     if isinstance(arguments, (list, tuple)):
-        return type(arguments)(_in_float64(item) for item in arguments)
+        return type(arguments)(in_float64(item) for item in arguments)
     if isinstance(arguments, dict):
-        return {name: _in_float64(item) for name, item in arguments.items()}
+        return {name: in_float64(item) for name, item in arguments.items()}
     return arguments

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from exporter.config import FoldConfig
 from exporter.graph.aten import ProgramConstants, abstract_graph
-from exporter.graph.constants import compute_constants
+from exporter.graph.constants import compute_constants, in_float64
 from exporter.graph.editing import rebuilt_program
 from exporter.graph.planning import make_plan
 from exporter.graph.surgery import folded_program
@@ -40,7 +40,7 @@ def _graph_in_float64(given: torch.fx.Graph) -> torch.fx.Graph:
         if isinstance(fake, torch.Tensor) and fake.dtype in _FLOATS:
             new.meta["val"] = fake.to(torch.float64)
         if new.op == "call_function":
-            new.args, new.kwargs = _in_float64(new.args), _in_float64(new.kwargs)
+            new.args, new.kwargs = in_float64(new.args), in_float64(new.kwargs)
             if _makes_default_dtype(new, fake):
                 new.kwargs = {**new.kwargs, "dtype": torch.float64}  # else it would be float32
     ends = [next(node for node in reversed(each.nodes) if node.op == "output") for each in (given, graph)]
@@ -95,13 +95,3 @@ def _widened(value: Any) -> Any:  # noqa: ANN401 - a tensor, or another constant
         return value
     wide = value.detach().to(torch.float64)
     return torch.nn.Parameter(wide, requires_grad=False) if isinstance(value, torch.nn.Parameter) else wide
-
-
-def _in_float64(arguments: Any) -> Any:  # noqa: ANN401 - anything that a call may be given
-    if isinstance(arguments, torch.dtype):
-        return torch.float64 if arguments in _FLOATS else arguments
-    if isinstance(arguments, (list, tuple)):
-        return type(arguments)(_in_float64(item) for item in arguments)
-    if isinstance(arguments, dict):
-        return {name: _in_float64(item) for name, item in arguments.items()}
-    return arguments
