@@ -90,6 +90,17 @@ class WritesStatistics(nn.Module):
         return self.bn(self.conv(x))
 
 
+class SharedNorm(nn.Module):
+    """One BatchNorm called twice: behind a convolution, and between two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), bn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(torch.relu(self.bn(self.conv(x)))))
+
+
 class HalfLinear(nn.Module):
     """A BatchNorm behind the concatenation of a convolution and of something else."""
 
@@ -118,6 +129,13 @@ CASES = {
     "second consumer": (TwoConsumers(), IMAGE, {"bn": REASON.OTHER_CONSUMER}, "relu"),
     "convolution is an output": (ConvIsOutput(), IMAGE, {"bn": REASON.GRAPH_OUTPUT}, "conv"),
     "linear on (N, L, C), L == C": (LinearOnSequence(), (2, 5, 6), {"bn": REASON.WRONG_AXIS}, "linear"),
+    "linear on (N, L, C), L unlike C": (
+        Sequence(linear=nn.Linear(6, 5), bn=trained(nn.BatchNorm1d(7)), act=nn.ReLU()),
+        (2, 7, 6),
+        {"bn": REASON.WRONG_AXIS},
+        "linear",
+    ),
+    "one norm behind a convolution and behind a relu": (SharedNorm(), IMAGE, {"bn (call 2)": REASON.NOT_LINEAR}, "relu"),
     "no running statistics": (
         Sequence(conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4, track_running_stats=False)),
         IMAGE,

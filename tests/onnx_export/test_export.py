@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "graph"))
 
 from networks import Sequence, folded, trained
 
-from exporter.artifacts import Graph
+from exporter.artifacts import Graph, Provenance
 from exporter.config import FoldConfig, InputConfig, OnnxConfig
 from exporter.errors import ExportError, InternalError
 from exporter.graph import fold, trace
@@ -53,7 +53,6 @@ def graph() -> Graph:
         head=nn.Linear(4, 5),
     )
     traced = trace(network.eval(), (InputConfig(name="image", shape=(2, 3, 8, 8)),), outputs=("logits",))
-    from exporter.artifacts import Provenance
 
     provenance = Provenance("graph", {"weights": "sha256:abc"}, {}, {}, {"checkpoint": "last.pt", "ema": "ema:model_ema"})
     return fold(traced, FoldConfig(), provenance=provenance)
@@ -207,7 +206,6 @@ class Several(nn.Module):
 def test_several_inputs_and_outputs_keep_their_order(tmp_path):
     """Two inputs, four outputs, one of them an input: names and order are those of the graph."""
     traced = trace(Several().eval(), (InputConfig(name="x", shape=(2, 3)), InputConfig(name="length", shape=(2,), dtype="int64")))
-    from exporter.artifacts import Provenance
 
     graph = fold(traced, FoldConfig(), provenance=Provenance("graph"))
     model = export_onnx(graph, tmp_path / "net.onnx", OnnxConfig(), key="k")
@@ -267,3 +265,13 @@ class TestStored:
         content[0] ^= 1
         data[0].write_bytes(content)
         assert load_onnx(model.path, key="k") is None
+
+
+def test_a_convolution_of_three_axes_without_a_bias(tmp_path):
+    """torch's raw export makes an invalid bias for it; folded with its BatchNorm, and alone, the file runs and gives the same numbers."""
+    network = Sequence(conv=nn.Conv3d(3, 4, 3, bias=False), bn=trained(nn.BatchNorm3d(4)), relu=nn.ReLU(), last=nn.Conv3d(4, 2, 1, bias=False))
+    graph = fold(trace(network.eval(), (InputConfig(name="x", shape=(2, 3, 5, 6, 7)),)), FoldConfig(), provenance=Provenance("graph"))
+    model = export_onnx(graph, tmp_path / "net.onnx", OnnxConfig(), key="k")
+    x = noise(3, 3, 5, 6, 7)
+    with torch.inference_mode():
+        np.testing.assert_allclose(run(model.path, x.numpy())[0], network(x), rtol=1e-4, atol=1e-5)
