@@ -9,10 +9,10 @@ from typing import TypeAlias
 from exporter.artifacts import Checkpoint, TensorSpec, Weights
 from exporter.config import Config
 from exporter.locations import Location
-from exporter.weights import Combination, average_key, combine, identify, load_weights, mean_of
+from exporter.weights import Combination, average_key, combine, identify, load_weights, mean_of, post_hoc, snapshots_of
 from exporter.workspace import Progress, Workspace
 
-__all__ = ["average_files", "output_of"]
+__all__ = ["average_files", "average_snapshots", "output_of"]
 
 How: TypeAlias = Callable[[Sequence[Checkpoint]], Combination]
 
@@ -48,6 +48,19 @@ def average_files(
             raise KeyboardInterrupt
 
     return combine(checkpoints, combination, config.weights, output, digests=digests, progress=tell, parameter_order=order), checkpoints
+
+
+def average_snapshots(
+    config: Config, paths: Sequence[Location], output: Path, *, sigma_rel: float, sigma_rels: Sequence[float], progress: Progress
+) -> tuple[Weights, tuple[Checkpoint, ...]]:
+    """Write the average of width ``sigma_rel`` that the snapshots at ``paths``, their files or one folder, make; see ``post_hoc``.
+
+    Raises:
+        ExporterError: as ``snapshots_of``, ``post_hoc`` and ``exporter.average``.
+    """
+    snapshots = snapshots_of(paths)
+    combination = post_hoc(snapshots, sigma_rel, sigma_rels)
+    return average_files(config, [snapshot.path for snapshot in snapshots], output, how=lambda _: combination, progress=progress)
 
 
 def output_of(paths: Sequence[Location], folder: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from exporter.weights.averaging import Combination, average, average_key, combine, mean_of
 from exporter.weights.baking import bake
 from exporter.weights.identity import identify
+from exporter.weights.post_hoc import post_hoc, snapshots_of
 from exporter.weights.reading import read_layout
 from exporter.weights.replacing import replace_statistics
 from exporter.weights.storing import load_weights, weights_key
@@ -26,9 +27,11 @@ __all__ = [
     "identify",
     "load_weights",
     "mean_of",
+    "post_hoc",
     "read_layout",
     "replace_statistics",
     "save_torch",
+    "snapshots_of",
     "trainer_form",
     "weights_key",
 ]

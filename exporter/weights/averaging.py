@@ -19,7 +19,7 @@ from exporter.files import atomic_write, digest_of_settings
 from exporter.tensors import header_bytes
 from exporter.tensors.contents import contents_digest
 from exporter.weights.baking import cast_of, refuse_overwriting, write_tensors
-from exporter.weights.batch_norm import count_layers
+from exporter.weights.batch_norm import count_layers, is_statistic
 from exporter.weights.blend import Blend, Source, is_blendable
 from exporter.weights.chosen import Chosen, choose
 from exporter.weights.identity import identify, lineage_key
@@ -46,6 +46,9 @@ class Combination:
         kind: ``average``, or what else it is called in the provenance.
         facts: of the kind, for the provenance.
         remarks: what a reader should know.
+        keeps_constants: floating tensors that are the same in all checkpoints, and counters of BatchNorm in whatever dtype, come from
+            the last one, as integers do: where the coefficients sum to 1 only nearly, a constant is not to change, and where a library
+            wrote its integers in half precision a sum of them means nothing.
     """
 
     coefficients: tuple[float, ...]
@@ -53,6 +56,7 @@ class Combination:
     kind: str = "average"
     facts: tuple[tuple[str, str], ...] = ()
     remarks: tuple[str, ...] = field(default=(), compare=False)
+    keeps_constants: bool = False
 
 
 def mean_of(checkpoints: Sequence[Checkpoint], shares: Sequence[float] | None = None) -> Combination:
@@ -112,7 +116,13 @@ def average_key(
     parts = {
         "stage": "weights",
         "checkpoints": [digest.hex for digest in digests],
-        "combination": [list(combination.coefficients), combination.divisor, combination.kind, [list(fact) for fact in combination.facts]],
+        "combination": [
+            list(combination.coefficients),
+            combination.divisor,
+            combination.kind,
+            [list(fact) for fact in combination.facts],
+            combination.keeps_constants,
+        ],
         "config": config.to_json(),
         "exporter": __version__,
         "parameter order": to_json(list(parameter_order or ())),
@@ -168,13 +178,27 @@ def _combined(plans: Sequence[BakePlan], combination: Combination) -> BakePlan:
     tensors = []
     for planned in plans[0].tensors:
         sources = [sources[planned.name] for sources in by_name]
-        if is_blendable(planned.source.dtype):
+        if is_blendable(planned.source.dtype) and not (combination.keeps_constants and _is_constant(planned.name, sources)):
             terms = tuple(term for source, share in zip(sources, combination.coefficients, strict=True) for term in _terms(source, share))
             blend = Blend(terms, planned.source.dtype, combination.divisor)
             tensors.append(Planned(planned.name, blend, planned.dtype, is_averaged=True))
         else:
             tensors.append(replace(planned, source=sources[-1], is_averaged=False, twin=None))
     return BakePlan(tuple(tensors), plans[0].names)
+
+
+def _is_constant(name: str, sources: Sequence[Source]) -> bool:
+    """Return whether the last checkpoint's tensor is that of all, as far as checksums tell, or counts batches."""
+    if is_statistic(name, with_counter=True) and not is_statistic(name):
+        return True
+    seen = {_contents(source) for source in sources}
+    return len(seen) == 1 and None not in seen
+
+
+def _contents(source: Source) -> tuple[object, ...] | None:
+    if isinstance(source, Blend) or (source.storage.crc32 is None and source.storage.crc32c is None):
+        return None
+    return source.dtype, source.shape, source.strides, source.offset, source.storage.crc32, source.storage.crc32c, source.storage.size_bytes
 
 
 def _terms(source: Source, share: float) -> Iterator[tuple[float, TensorRef]]:
