@@ -21,6 +21,7 @@ __all__ = [
     "outcome_sentence",
     "recalibration_lines",
     "required_speedup",
+    "selection_lines",
     "title",
     "worst_output",
 ]
@@ -34,6 +35,18 @@ def bake_warnings(bake: BakeSummary | None) -> tuple[str, ...]:
     """Return what to know before the weights are trusted; empty where nothing is known against them."""
     statistics = bake.batch_norm if bake is not None else None
     return (statistics.warning,) if statistics is not None and statistics.warning else ()
+
+
+def selection_lines(bake: BakeSummary | None) -> tuple[str, ...]:
+    """Return by what the weights were chosen, then a line for each copy with its value; empty where they were named."""
+    selection = bake.selection if bake is not None else None
+    if selection is None:
+        return ()
+    width = max(map(len, (*selection.values, *selection.left_out)))
+    lines = [f"selected by {selection.metric} on {selection.num_samples} samples, which it was chosen on: it is no measure for others"]
+    for name, value in selection.values.items():
+        lines.append(f"{name:<{width}}   {value:.6g}{'   chosen' if name == selection.chosen else ''}")
+    return (*lines, *(f"{name:<{width}}   not measured: {reason}" for name, reason in selection.left_out.items()))
 
 
 def recalibration_lines(bake: BakeSummary | None) -> tuple[str, ...]:

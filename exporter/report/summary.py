@@ -33,6 +33,8 @@ def summary_from_report(report: Report) -> str:
         if advice:
             lines += ["", f"**{_escape(phrases.title(verdict))}: {verdict.outcome.value}**", ""]
             lines += [f"- {_escape(line.strip())}" for line in advice]
+    if told := phrases.selection_lines(report.bake):
+        lines += ["", "**Choice of the weights**", "", *(f"- {_escape(line)}" for line in told)]
     if told := phrases.recalibration_lines(report.bake):
         lines += ["", "**BatchNorm statistics**", "", *(f"- {_escape(line)}" for line in told)]
     lines += [line for warning in phrases.bake_warnings(report.bake) for line in ("", f"**Warning:** {_escape(warning)}")]

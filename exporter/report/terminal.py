@@ -22,7 +22,6 @@ from exporter.artifacts import (
     ParityEvidence,
     Refusal,
     Report,
-    Selection,
     Verdict,
 )
 from exporter.errors import printable
@@ -110,21 +109,12 @@ def render_bake(summary: BakeSummary, path: Path) -> list[str]:
     if choice == "ema":
         lines.append(f"{lead}distance from raw: {_distance(summary)}")
     lines += [f"{lead}{remark}" for remark in summary.remarks]
-    lines += [f"{lead}{line}" for line in _selection(summary.selection)] if summary.selection is not None else []
+    lines += [f"{lead}{'  ' if index else ''}{line}" for index, line in enumerate(phrases.selection_lines(summary))]
     if summary.batch_norm is not None and summary.batch_norm.source != "own":
         lines.append(f"{lead}BatchNorm statistics: {BATCH_NORM_SOURCES[summary.batch_norm.source]}")
         lines += [f"{lead}  {line}" for line in phrases.recalibration_lines(summary)]
         lines += [f"{lead}warning: {warning}" for warning in phrases.bake_warnings(summary)]
     return [printable(line) for line in lines]
-
-
-def _selection(selection: Selection) -> list[str]:
-    """Return the table that the weights were chosen by."""
-    width = max(map(len, (*selection.values, *selection.left_out)))
-    lines = [f"selected by {selection.metric} on {selection.num_samples} samples, which it was chosen on: it is no measure for others"]
-    for name, value in selection.values.items():
-        lines.append(f"  {name:<{width}}   {value:.6g}{'   chosen' if name == selection.chosen else ''}")
-    return [*lines, *(f"  {name:<{width}}   not measured: {reason}" for name, reason in selection.left_out.items())]
 
 
 def render_fold(folded: Sequence[Folded], refusals: Sequence[Refusal], num_batch_norms: int, ops_before: int, ops_after: int) -> list[str]:
