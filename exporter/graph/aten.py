@@ -21,21 +21,20 @@ from exporter.graph.algebra import Float64
 from exporter.graph.aten_calls import BATCH_NORMS, arguments_of, module_of, operator_kind, rank_of, size_of
 from exporter.graph.aten_roles import role_of
 
-__all__ = ["ProgramConstants", "abstract_graph", "constant_tensor", "count_calls", "nested_batch_norms"]
+__all__ = ["ProgramConstants", "abstract_graph", "constant_tensor", "count_batch_norms", "count_calls", "nested_batch_norms"]
 
 _SIZES = {"sym_size", "sym_numel", "sym_stride"}
 _LIKE = {"reshape_as", "view_as", "expand_as"}
 """Calls that read the shape of a tensor and none of its numbers; the last ones, of their second argument."""
 
+_MAY_BE_BATCH_NORM = {*BATCH_NORMS, "instance_norm", "add", "add_"}
 _CONSTANT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
 def abstract_graph(program: ExportedProgram) -> AbstractGraph:
     """Return the graph of ``program`` as the planner sees it."""
     nodes = list(program.graph.nodes)
-    targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.kind in _CONSTANT_KINDS and spec.target is not None}
-    written = {*program.graph_signature.buffers_to_mutate.values(), *getattr(program.graph_signature, "parameters_to_mutate", {}).values()}
-    constants = {name: target for name, target in targets.items() if target not in written}
+    targets, constants = _targets(program), _constants(program)
     results = {arg for node in nodes if node.op == "output" for arg in node.all_input_nodes}
     values, operators = [], []
     names = _Names()
@@ -56,12 +55,32 @@ def abstract_graph(program: ExportedProgram) -> AbstractGraph:
             if target is None:
                 value.label = f"the input {node.name}"
             else:
-                value.label, value.is_constant, value.storage = target, target not in written, _storage(program, target)
+                value.label, value.is_constant, value.storage = target, node.name in constants, _storage(program, target)
         else:
             value.producer = node.name
             operators.append(_operator(node, constants, names))
         values.append(value)
     return AbstractGraph(*_without_products(values, operators))
+
+
+def count_batch_norms(program: ExportedProgram) -> int:
+    """Return the number of BatchNorms in ``program``, as ``abstract_graph`` finds them."""
+    constants = _constants(program)
+    roles = (role_of(node, constants) for node in program.graph.nodes if _is_aten(node) and operator_kind(node) in _MAY_BE_BATCH_NORM)
+    return sum(isinstance(role, BatchNorm) or (isinstance(role, ConstantAffine) and role.is_batch_norm) for role in roles)
+
+
+def _targets(program: ExportedProgram) -> dict[str, str]:
+    """Return placeholder -> name of its tensor."""
+    specs = program.graph_signature.input_specs
+    return {spec.arg.name: spec.target for spec in specs if spec.kind in _CONSTANT_KINDS and spec.target is not None}
+
+
+def _constants(program: ExportedProgram) -> dict[str, str]:
+    """Return the placeholders that nothing writes to, with the names of their tensors."""
+    signature = program.graph_signature
+    written = {*signature.buffers_to_mutate.values(), *getattr(signature, "parameters_to_mutate", {}).values()}
+    return {name: target for name, target in _targets(program).items() if target not in written}
 
 
 def _without_products(values: list[Value], operators: list[Operator]) -> tuple[list[Value], list[Operator]]:

@@ -7,7 +7,7 @@ import dataclasses
 import operator as python_operator
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,8 @@ class ProgramEditor:
         self._by_name: dict[str, InputSpec] = {getattr(spec.arg, "name", ""): spec for spec in self._specs}
         self._state_dict: dict[str, torch.Tensor] = dict(program.state_dict)
         self._constants: dict[str, Any] = dict(program.constants)
+        self._added: dict[str, list[InputSpec]] = {}
+        """Node name of a placeholder -> the new ones right behind it."""
         self._renamed: dict[str, str] = {}
         self._disused: set[str] = set()
         targets = {spec.target for spec in self._specs if spec.target is not None}
@@ -139,7 +141,7 @@ class ProgramEditor:
             placeholder.meta = {**like.meta, "val": torch.empty(numbers.shape, dtype=dtype or fake.dtype, device=fake.device)}
         new = InputSpec(spec.kind, TensorArgument(placeholder.name), target, spec.persistent)
         self._by_name[placeholder.name] = new
-        self._specs.insert(self._specs.index(spec) + 1, new)
+        self._added.setdefault(like.name, []).insert(0, new)
         self.nodes[placeholder.name] = placeholder
         (self._state_dict if spec.target in self._state_dict else self._constants)[target] = original
         self._store_(new, target, numbers, original)
@@ -199,6 +201,14 @@ class ProgramEditor:
         own = constant_tensor(self._program, target)
         return self._num_in_memory[own.untyped_storage().data_ptr()] > 1 and own.numel() > 0
 
+    def _in_order(self) -> Iterator[InputSpec]:
+        """Yield the inputs as they stand in the graph: each new one behind the placeholder that it was added to."""
+        todo = list(reversed(self._specs))
+        while todo:
+            spec = todo.pop()
+            yield spec
+            todo += reversed(self._added.get(getattr(spec.arg, "name", ""), ()))
+
     def _remove_disused_(self) -> None:
         """Remove the constants that lost their readers, and counters of BatchNorms that are gone."""
         placeholders = {node.name: node for node in self.graph.nodes if node.op == "placeholder"}
@@ -208,7 +218,7 @@ class ProgramEditor:
         }
         counters = {f"{owner}.num_batches_tracked" if owner else "num_batches_tracked" for owner in owners}
         kept = []
-        for spec in self._specs:
+        for spec in self._in_order():
             name = getattr(spec.arg, "name", "")
             node = placeholders.get(name)
             if node is not None and not node.users and (name in gone or spec.target in counters):

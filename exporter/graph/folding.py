@@ -9,7 +9,7 @@ from exporter.artifacts import Folded, Graph, Provenance, Refusal, RefusalReason
 from exporter.config import FoldConfig
 from exporter.errors import InternalError
 from exporter.factories import installed_version
-from exporter.graph.aten import ProgramConstants, abstract_graph, count_calls, nested_batch_norms
+from exporter.graph.aten import ProgramConstants, abstract_graph, count_batch_norms, count_calls, nested_batch_norms
 from exporter.graph.constants import compute_constants
 from exporter.graph.planning import Plan, make_plan
 from exporter.graph.surgery import folded_program
@@ -39,7 +39,7 @@ def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph
         for name in nested_batch_norms(program)
     ]
     folded = folded_program(computed.program, plan)
-    num_left = len(abstract_graph(folded).batch_norms())
+    num_left = count_batch_norms(folded)
     _check_against_plan(plan, num_seen, num_left)
     ahead = tuple(Folded(name, "a constant", "constant", 0, 1.0, "constant") for name in computed.batch_norms)
     plan = dataclasses.replace(plan, folded=(*ahead, *plan.folded), refusals=(*plan.refusals, *nested))
