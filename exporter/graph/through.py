@@ -17,6 +17,7 @@ say what is in the way.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -27,6 +28,8 @@ from exporter.graph.algebra import Float64
 __all__ = ["Blocked", "Carried", "Join", "KeepsChannels", "Maximum", "Permutation", "PixelShuffle", "Reshape", "Sum", "Take", "Through"]
 
 Size: TypeAlias = "int | str"
+
+_PLAIN_PRODUCT = re.compile(r"\w+( ?\* ?\w+)*")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -262,15 +265,16 @@ def _gathered(carried: Carried, source: tuple[Size, ...], target: tuple[Size, ..
 
 
 def _product(sizes: tuple[Size, ...]) -> tuple[int, tuple[str, ...]]:
-    """Return the product of sizes as a number and what is known at run time only, sorted."""
+    """Return the product of sizes as a number and what is known at run time only, sorted.
+
+    A text that is no plain product of names and numbers stays whole: ``2*s0 - 1`` is not twice something.
+    """
     number, symbols = 1, []
     for size in sizes:
-        if isinstance(size, int):
-            number *= size
-        else:
-            symbols += [part.strip() for part in size.split("*")] if "(" not in size and "+" not in size else [size]
-    for symbol in list(symbols):
-        if symbol.isdigit():
-            number *= int(symbol)
-            symbols.remove(symbol)
+        factors = size.replace(" ", "").split("*") if isinstance(size, str) and _PLAIN_PRODUCT.fullmatch(size) else [size]
+        for factor in factors:
+            if isinstance(factor, int) or factor.isdigit():
+                number *= int(factor)
+            else:
+                symbols.append(factor)
     return number, tuple(sorted(symbols))
