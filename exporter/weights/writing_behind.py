@@ -65,6 +65,7 @@ class WriterBehind:
         self._buffer: _Buffer | None = None
         self._num_buffers = 0
         self._lock = threading.Lock()
+        self._running = threading.Event()
         self.is_finite = FiniteCheck()
         self._error: OSError | None = None
         self._objection: ExporterError | None = None
@@ -76,6 +77,8 @@ class WriterBehind:
         """Start the threads."""
         for thread in self._threads:
             thread.start()
+            self._running.wait()  # one after the other: a tracer cannot be put into two threads at once
+            self._running.clear()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
@@ -158,6 +161,7 @@ class WriterBehind:
             self._free.put(buffer)
 
     def _look_at_all(self) -> None:
+        self._running.set()
         while (buffer := self._unseen.get()) is not None:
             try:
                 for part, check in buffer.checks:
@@ -168,6 +172,7 @@ class WriterBehind:
             self._give_back(buffer)
 
     def _write_all(self) -> None:
+        self._running.set()
         early = self._position
         while (buffer := self._full.get()) is not None:
             try:
