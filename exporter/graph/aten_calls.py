@@ -7,10 +7,28 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["BATCH_NORMS", "arguments_of", "module_of", "module_type_of", "operator_kind", "rank_of", "size_of"]
+__all__ = ["BATCH_NORMS", "RANDOM", "arguments_of", "module_of", "module_type_of", "operator_kind", "rank_of", "size_of"]
 
 BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"}
 """Names of the calls that normalise by channel."""
+
+RANDOM = {
+    "bernoulli",
+    "bernoulli_",
+    "multinomial",
+    "normal",
+    "normal_",
+    "rand",
+    "rand_like",
+    "randint",
+    "randint_like",
+    "randn",
+    "randn_like",
+    "randperm",
+    "uniform_",
+    "rrelu",
+}
+"""Names of the calls that draw random numbers, dropout apart."""
 
 
 def arguments_of(node: torch.fx.Node) -> dict[str, Any]:

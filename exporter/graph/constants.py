@@ -18,27 +18,13 @@ from torch.export.graph_signature import InputKind
 
 from exporter.graph.algebra import Float64
 from exporter.graph.aten import constant_tensor
-from exporter.graph.aten_calls import BATCH_NORMS, module_of, operator_kind
+from exporter.graph.aten_calls import BATCH_NORMS, RANDOM, module_of, operator_kind
 from exporter.graph.editing import ProgramEditor
 
 __all__ = ["Computed", "compute_constants", "in_float64"]
 
 _PRODUCTS = {*(f"conv{n}d" for n in (1, 2, 3)), *(f"conv_transpose{n}d" for n in (1, 2, 3)), "convolution", "linear", "addmm"}
 _PER_CHANNEL = {"mul", "add", "sub", "div", "mul_", "add_", "sub_", "div_"}
-_RANDOM = {
-    "bernoulli",
-    "multinomial",
-    "normal",
-    "rand",
-    "rand_like",
-    "randint",
-    "randint_like",
-    "randn",
-    "randn_like",
-    "randperm",
-    "rrelu",
-    "dropout",
-}
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -106,7 +92,7 @@ def _is_pure(node: torch.fx.Node) -> bool:
     if not isinstance(node.target, OpOverload):
         return getattr(node.target, "__name__", "") == "getitem"
     kind = operator_kind(node)
-    if node.target.namespace != "aten" or _is_mutable(node) or kind in _RANDOM or not node.all_input_nodes:
+    if node.target.namespace != "aten" or _is_mutable(node) or kind in RANDOM or kind == "dropout" or not node.all_input_nodes:
         return False
     return not (kind in BATCH_NORMS and len(node.args) > 5 and node.args[3] is not None and node.args[5] is True)  # would write its statistics
 

@@ -23,7 +23,7 @@ from exporter.artifacts import TensorSpec
 from exporter.config import InputConfig
 from exporter.errors import ConfigError, ExportError
 from exporter.factories import running_user_code
-from exporter.graph.aten_calls import arguments_of, operator_kind
+from exporter.graph.aten_calls import RANDOM, arguments_of, operator_kind
 from exporter.graph.naming import output_specs
 
 __all__ = ["Traced", "trace"]
@@ -37,22 +37,6 @@ _DROPOUTS = {
     "alpha_dropout_",
     "feature_alpha_dropout",
     "feature_alpha_dropout_",
-}
-_RANDOM = {
-    "bernoulli",
-    "bernoulli_",
-    "multinomial",
-    "normal",
-    "normal_",
-    "rand",
-    "rand_like",
-    "randint",
-    "randint_like",
-    "randn",
-    "randn_like",
-    "randperm",
-    "uniform_",
-    "rrelu",
 }
 _CHATTY_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils", "torch.export")
 
@@ -175,7 +159,7 @@ def _refuse_random_numbers(program: ExportedProgram) -> None:
         if node.op != "call_function" or not isinstance(node.target, OpOverload):
             continue
         kind = operator_kind(node)
-        if kind in _RANDOM or (kind in _DROPOUTS and arguments_of(node).get("train", arguments_of(node).get("training"))):
+        if kind in RANDOM or (kind in _DROPOUTS and arguments_of(node).get("train", arguments_of(node).get("training"))):
             line = (node.meta.get("stack_trace") or "").strip().splitlines()
             facts = {"found": f"aten.{kind}", "line": "\n".join(text.strip() for text in line[-2:])}
             raise ExportError(
