@@ -4,14 +4,12 @@ Trace the network with ``torch.export``, plan over an abstract view of the graph
 the plan out on a copy. Every BatchNorm is either folded or refused with its reason; none is left out.
 
     tracing.py      module -> exported program, with the names of inputs and outputs
-    constants.py    exported program -> the same with what does not depend on the inputs computed
-    aten.py         exported program -> abstract graph (an adapter); aten_roles.py says what is known of each call
+    aten/           adapter to the aten graphs of torch.export: their abstract graph, their constants, plans carried out on them
     abstract.py     values, operators, roles: all that the planner sees
     through.py      how a map of each channel reads on the other side of an operator
     rewrites/       one fold per file: requires, apply
     algebra.py      the float64 formulas, rounded once
     planning.py     abstract graph + rewrites -> plan
-    surgery.py      plan + exported program -> folded program, through editing.py
     folding.py      the stage: all of it
     storage.py      ``.pt2`` files with a keyed record
 """

@@ -1,6 +1,6 @@
 """The graph as the planner sees it: values, operators with a role, users. No torch and no ONNX in here.
 
-Adapters build it (``aten.py`` from an exported program). A value is known by the name of the node that makes it.
+Adapters build it (``aten/reading.py`` from an exported program). A value is known by the name of the node that makes it.
 """
 
 from __future__ import annotations

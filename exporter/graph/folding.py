@@ -9,10 +9,10 @@ from exporter.artifacts import Folded, Graph, Provenance, Refusal, RefusalReason
 from exporter.config import FoldConfig
 from exporter.errors import InternalError
 from exporter.factories import installed_version
-from exporter.graph.aten import ProgramConstants, abstract_graph, count_batch_norms, count_calls, nested_batch_norms
-from exporter.graph.constants import compute_constants
+from exporter.graph.aten.constants import compute_constants
+from exporter.graph.aten.reading import ProgramConstants, abstract_graph, count_batch_norms, count_calls, nested_batch_norms
+from exporter.graph.aten.surgery import folded_program
 from exporter.graph.planning import Plan, make_plan
-from exporter.graph.surgery import folded_program
 from exporter.graph.tracing import Traced
 
 __all__ = ["fold"]

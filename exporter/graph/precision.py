@@ -10,11 +10,11 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from exporter.config import FoldConfig
-from exporter.graph.aten import ProgramConstants, abstract_graph
-from exporter.graph.constants import compute_constants, in_float64
-from exporter.graph.editing import rebuilt_program
+from exporter.graph.aten.constants import compute_constants, in_float64
+from exporter.graph.aten.editing import rebuilt_program
+from exporter.graph.aten.reading import ProgramConstants, abstract_graph
+from exporter.graph.aten.surgery import folded_program
 from exporter.graph.planning import make_plan
-from exporter.graph.surgery import folded_program
 
 __all__ = ["fold_error_in_float64", "program_in_float64"]
 

@@ -23,7 +23,7 @@ from exporter.artifacts import TensorSpec
 from exporter.config import InputConfig
 from exporter.errors import ConfigError, ExportError
 from exporter.factories import running_user_code
-from exporter.graph.aten_calls import RANDOM, arguments_of, operator_kind
+from exporter.graph.aten.calls import RANDOM, arguments_of, operator_kind
 from exporter.graph.naming import output_specs
 
 __all__ = ["Traced", "trace"]

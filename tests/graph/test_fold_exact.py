@@ -259,10 +259,10 @@ def test_digits_network_folds_completely(digits):
 
 def test_the_float64_measure_sees_a_wrong_fold():
     """One folded weight off by one part in a million is far above the bound: the measure can fail."""
-    from exporter.graph.aten import ProgramConstants, abstract_graph
+    from exporter.graph.aten.reading import ProgramConstants, abstract_graph
+    from exporter.graph.aten.surgery import folded_program
     from exporter.graph.planning import make_plan
     from exporter.graph.precision import program_in_float64
-    from exporter.graph.surgery import folded_program
 
     graph = folded(Sequence(conv=nn.Conv2d(3, 4, 3), bn=trained(nn.BatchNorm2d(4))))
     unfused = program_in_float64(graph.unfused)

@@ -18,8 +18,8 @@ from torch.export.graph_signature import InputKind
 
 from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Operator, Role, Value
 from exporter.graph.algebra import Float64
-from exporter.graph.aten_calls import BATCH_NORMS, arguments_of, module_of, operator_kind, rank_of, size_of
-from exporter.graph.aten_roles import role_of
+from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, module_of, operator_kind, rank_of, size_of
+from exporter.graph.aten.roles import role_of
 
 __all__ = ["ProgramConstants", "abstract_graph", "constant_tensor", "count_batch_norms", "count_calls", "nested_batch_norms"]
 

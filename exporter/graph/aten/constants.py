@@ -17,9 +17,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from exporter.graph.algebra import Float64
-from exporter.graph.aten import constant_tensor
-from exporter.graph.aten_calls import BATCH_NORMS, RANDOM, module_of, operator_kind
-from exporter.graph.editing import ProgramEditor
+from exporter.graph.aten.calls import BATCH_NORMS, RANDOM, module_of, operator_kind
+from exporter.graph.aten.editing import ProgramEditor
+from exporter.graph.aten.reading import constant_tensor
 
 __all__ = ["Computed", "compute_constants", "in_float64"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from exporter.graph.abstract import BatchNorm, ConstantAffine, Linear, Role, Training, Window
-from exporter.graph.aten_calls import BATCH_NORMS, arguments_of, module_type_of, operator_kind, rank_of, size_of
+from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, module_type_of, operator_kind, rank_of, size_of
 from exporter.graph.through import Join, KeepsChannels, Maximum, Permutation, PixelShuffle, Reshape, Sum, Take
 
 __all__ = ["role_of"]

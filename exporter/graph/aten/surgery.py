@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.export import ExportedProgram
 
-from exporter.graph.aten_calls import arguments_of
-from exporter.graph.editing import ProgramEditor
+from exporter.graph.aten.calls import arguments_of
+from exporter.graph.aten.editing import ProgramEditor
 from exporter.graph.planning import NewNumbers, Plan
 
 __all__ = ["folded_program"]

@@ -18,7 +18,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 
 from exporter.errors import InternalError
 from exporter.graph.algebra import Float64, rounded_once
-from exporter.graph.aten import constant_tensor
+from exporter.graph.aten.reading import constant_tensor
 
 __all__ = ["ProgramEditor", "rebuilt_program"]
 
