@@ -6,12 +6,12 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from exporter.errors import SampleError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Samples", "read_samples"]
 
@@ -40,6 +40,8 @@ def read_samples(path: Path, *, labels: str = "") -> Samples:
     Raises:
         SampleError: the file is missing, is no ``.npz``, holds objects, or its arrays disagree in length.
     """
+    import numpy as np
+
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

@@ -74,3 +74,9 @@ def test_inspection_imports_the_reader_of_its_container_alone(digits: Path) -> N
     }
     assert not imported & {f"exporter.checkpoint.{name}" for name in others}
     assert not imported & {"numpy", "subprocess", "zipfile", "importlib.metadata", "tomllib", "difflib"}
+
+
+def test_the_way_to_baking_imports_no_numpy() -> None:
+    """What ``bake-ema`` imports before it copies the first byte goes without NumPy, which a large file needs in another thread only."""
+    code = "import sys, exporter.cli.bake_ema, exporter.cli.folders, exporter.workspace, exporter.weights.baking; print('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
