@@ -164,7 +164,7 @@ def combine(
         drift=(),
         drift_total=None,
         remarks=combination.remarks,
-        batch_norm=_batch_norm(plan, config, output),
+        batch_norm=_batch_norm(plan, config),
     )
     made_from = {f"checkpoint {number}": str(digest) for number, digest in enumerate(digests, 1)}
     provenance = Provenance("weights", made_from, config.to_json(), {"exporter": __version__}, lineage)
@@ -265,13 +265,13 @@ def _left_behind(checkpoints: Sequence[Checkpoint], chosen: Sequence[Chosen]) ->
     return total
 
 
-def _batch_norm(plan: BakePlan, config: BakeConfig, output: Path) -> BatchNormStatistics | None:
+def _batch_norm(plan: BakePlan, config: BakeConfig) -> BatchNormStatistics | None:
     """Return what is to be said of the statistics: each fits the weights of its own checkpoint, and their mean fits none for certain."""
     num_layers = count_layers(plan.names)
     if not num_layers:
         return None
     warning = "BatchNorm statistics of several checkpoints do not average, and theirs may not fit the mean of the weights"
-    help_text = f"exporter bake-ema {output} --bn-stats recalibrate estimates them on your samples"
+    help_text = "exporter bake-ema --bn-stats recalibrate, given this file, estimates them on your samples"
     return BatchNormStatistics("averaged", config.bn_stats, num_layers, f"{warning}: {help_text}")
 
 
