@@ -107,14 +107,17 @@ class BakeConfig(Section):
 
 
 class FoldConfig(Section):
-    """``[fold]``: folding BatchNorm into the preceding linear operators.
+    """``[fold]``: folding BatchNorm into the linear operators around it.
 
     Attributes:
         keep: patterns (``fnmatch``) of BatchNorm module names that are left alone on purpose.
+        level: ``conservative`` folds back into what makes a BatchNorm's data and nothing else; ``default`` also ahead, into branches,
+            and what adds work where that pays; ``aggressive`` whatever is exact.
     """
 
     enabled: bool = True
     keep: tuple[str, ...] = ()
+    level: Literal["conservative", "default", "aggressive"] = "default"
 
 
 class OnnxConfig(Section):

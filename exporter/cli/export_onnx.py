@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import LocationType, config_option, config_with, input_option, output_option, screen_options, weights_options
+from exporter.cli.options import (
+    LocationType,
+    config_option,
+    config_with,
+    fold_level_option,
+    input_option,
+    output_option,
+    screen_options,
+    weights_options,
+)
 from exporter.cli.screen import Screen
 from exporter.locations import Location
 
@@ -18,6 +27,7 @@ __all__ = ["command"]
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--checkpoint", type=LocationType(), help="Weights for MODEL, where exporter.toml names none.")
 @input_option
+@fold_level_option
 @click.option("--opset", type=int, help="Operator-set version; default: 20.")
 @click.option("--static-batch", is_flag=True, help="Fix the batch at 1.")
 @output_option("CKPT's stem + .onnx, beside the other artefacts")
@@ -31,6 +41,7 @@ def command(
     model: str | None,
     arguments: tuple[str, ...],
     checkpoint: Location | None,
+    fold_level: str | None,
     opset: int | None,
     static_batch: bool,
     output: Path | None,
@@ -54,6 +65,7 @@ def command(
         arguments=arguments,
         inputs=inputs,
         weights=dict(weights),
+        fold={"level": fold_level},
         onnx={"opset": opset, "dynamic_batch": False if static_batch else None},
     )
     onnx = workspace_of(config, screen, onnx=output).onnx

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import LocationType, config_option, config_with, input_option, output_option, screen_options, weights_options
+from exporter.cli.options import (
+    LocationType,
+    config_option,
+    config_with,
+    fold_level_option,
+    input_option,
+    output_option,
+    screen_options,
+    weights_options,
+)
 from exporter.cli.screen import Screen
 from exporter.locations import Location
 
@@ -20,6 +29,7 @@ __all__ = ["command"]
 @click.option("--checkpoint", type=LocationType(), help="Weights for MODEL, where exporter.toml names none.")
 @input_option
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Leave BatchNorms with such names alone (several allowed).")
+@fold_level_option
 @output_option("CKPT's stem + .fused.pt2, beside the other artefacts")
 @weights_options
 @config_option
@@ -33,6 +43,7 @@ def command(
     check: bool,
     checkpoint: Location | None,
     keep: tuple[str, ...],
+    fold_level: str | None,
     output: Path | None,
     inputs: tuple[str, ...],
     config_path: Path | None,
@@ -48,7 +59,7 @@ def command(
     from exporter.cli.verdicts import show_verdicts
     from exporter.report import render_fold
 
-    fold = {"keep": list(keep) or None}
+    fold = {"keep": list(keep) or None, "level": fold_level}
     config = config_with(config_path, checkpoint=checkpoint, model=model, arguments=arguments, inputs=inputs, weights=dict(weights), fold=fold)
     workspace = workspace_of(config, screen, fold=output)
     graph = workspace.graph

@@ -14,7 +14,17 @@ from exporter.locations import Location, location_of
 if TYPE_CHECKING:
     from exporter.config import Config
 
-__all__ = ["LocationType", "config_option", "config_with", "input_option", "model_arguments", "output_option", "screen_options", "weights_options"]
+__all__ = [
+    "LocationType",
+    "config_option",
+    "config_with",
+    "fold_level_option",
+    "input_option",
+    "model_arguments",
+    "output_option",
+    "screen_options",
+    "weights_options",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -59,6 +69,12 @@ def input_option(command: Command) -> Command:
     """Add ``--input``."""
     help_text = "Example input, batch first: image:2x3x224x224 or image:2x3x224x224:int64; several allowed. Default: from the samples."
     return click.option("--input", "inputs", multiple=True, metavar="NAME:SHAPE[:DTYPE]", help=help_text)(command)
+
+
+def fold_level_option(command: Command) -> Command:
+    """Add ``--fold-level``."""
+    help_text = "What to fold: back into producers alone; also what pays (default); whatever is exact."
+    return click.option("--fold-level", type=click.Choice(["conservative", "default", "aggressive"]), help=help_text)(command)
 
 
 def weights_options(command: Command) -> Command:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import LocationType, config_option, config_with, input_option, screen_options, weights_options
+from exporter.cli.options import LocationType, config_option, config_with, fold_level_option, input_option, screen_options, weights_options
 from exporter.cli.screen import Screen
 from exporter.locations import Location
 
@@ -17,6 +17,7 @@ __all__ = ["command"]
 @click.argument("checkpoint", required=False, metavar="[CKPT]", type=LocationType())
 @click.option("--model", metavar="MODEL", help="Code that builds the network, which runs: timm:NAME, package.module:callable, file.py:callable.")
 @input_option
+@fold_level_option
 @click.option("--min-speedup", type=float, help="Speed-up over the unfused model that is required.")
 @click.option("--require-trt", is_flag=True, default=None, help="A machine without TensorRT or a GPU is exit status 6.")
 @weights_options
@@ -30,6 +31,7 @@ def command(
     model: str | None,
     min_speedup: float | None,
     require_trt: bool | None,
+    fold_level: str | None,
     inputs: tuple[str, ...],
     config_path: Path | None,
     **weights: object,
@@ -53,6 +55,7 @@ def command(
         model=model,
         inputs=inputs,
         weights=dict(weights),
+        fold={"level": fold_level},
         latency={"min_speedup": min_speedup},
         tensorrt={"required": require_trt},
     )

@@ -198,6 +198,21 @@ class AbstractGraph:
             behind = behind or other.name == operator.name
         return None
 
+    def copy_(self, operator: str, name: str, readers: Iterable[str]) -> None:
+        """Put a copy of an operator called ``name`` right behind it; these readers of its output read the copy's instead."""
+        original = self.operators[operator]
+        output, moved = self.values[original.output], list(readers)
+        self.values[name] = replace(output, name=name, producer=name, users=moved, is_output=False, storage="")
+        output.users = [user for user in output.users if user not in moved]
+        for value in dict.fromkeys(original.inputs):
+            self.values[value].users.append(name)
+        behind: dict[str, Operator] = {}
+        for key, each in self.operators.items():
+            behind[key] = _redirected(each, original.output, name) if key in moved else each
+            if key == operator:
+                behind[name] = replace(original, name=name, output=name)
+        self.operators = behind
+
     def bypass_(self, name: str, value: str) -> None:
         """Take an operator out: whoever read its output reads ``value`` now; so do the operators that nobody reads any more."""
         gone = self.operators[name]

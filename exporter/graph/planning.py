@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,20 +11,29 @@ from exporter.artifacts import Folded, Refusal, RefusalReason
 from exporter.config import FoldConfig
 from exporter.graph.abstract import AbstractGraph, Operator
 from exporter.graph.algebra import Float64, largest_of
-from exporter.graph.rewrites import REWRITES, Constants, Rewrite, Rewritten
+from exporter.graph.rewrites import REWRITES, Constants, Copy, LinearNumbers, Rewrite, Rewritten
 from exporter.graph.rewrites.contract import Bypass, linear_of
 from exporter.graph.rewrites.objections import affine_of
 
-__all__ = ["NewNumbers", "Plan", "make_plan"]
+__all__ = ["Copy", "NewNumbers", "Plan", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewNumbers:
-    """New numbers of one linear operator; float64, not yet rounded. A bias of None stays absent."""
+    """New numbers of one linear operator; float64, not yet rounded.
+
+    Attributes:
+        bias: None stays absent.
+        border: a constant that is added to the output, of shape ``(1, outputs, *spatial)``.
+        ones: the weight of one further input channel of each group, behind the others, that is one everywhere and padded with zeros
+            like them; of shape ``(outputs, 1, *kernel)``, also for a transposed convolution.
+    """
 
     operator: str
     weight: Float64
     bias: Float64 | None
+    border: Float64 | None = None
+    ones: Float64 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,7 @@ class Plan:
     """What to do, and what was decided; every BatchNorm of the graph is in ``folded`` or in ``refusals``.
 
     Attributes:
+        copies: operators that there are twice from now on; made first, in order.
         numbers: new weights and biases.
         bypasses: operators that go, in order, each with the value that is read in place of its output.
         num_affine: folds of products and sums with constants that nobody calls a BatchNorm.
@@ -43,6 +52,7 @@ class Plan:
     folded: tuple[Folded, ...]
     refusals: tuple[Refusal, ...]
     num_affine: int = 0
+    copies: tuple[Copy, ...] = ()
 
 
 def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig) -> Plan:
@@ -62,6 +72,7 @@ def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig) ->
     working = _Working(constants)
     refusals: dict[str, Refusal] = {}
     folded: dict[str, Folded] = {}
+    copies: list[Copy] = []
     bypasses: list[Bypass] = []
     for name in order:
         excluded = _exclusion(names[name], config)
@@ -72,16 +83,19 @@ def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig) ->
     while progress:
         progress = False
         reasons: dict[str, list[Refusal]] = {name: [] for name in left}
-        for rewrite in REWRITES:
+        for rewrite in REWRITES[:1] if config.level == "conservative" else REWRITES:
             for name in list(reversed(left) if rewrite is REWRITES[-1] else left):
                 outcome = _attempt(graph, graph.operators[name], rewrite, working)
                 if isinstance(outcome, Refusal):
                     reasons[name].append(outcome)
                     continue
                 rewritten, done = outcome
+                for copied in rewritten.copies:
+                    graph.copy_(copied.operator, copied.name, copied.readers)
                 working.update_(graph, rewritten)
                 for operator, value in rewritten.bypasses:
                     graph.bypass_(operator, value)
+                copies += rewritten.copies
                 bypasses += rewritten.bypasses
                 folded[name] = done
                 left.remove(name)
@@ -91,7 +105,7 @@ def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig) ->
     kept = tuple(refusals[name] for name in order if name in refusals and name not in folded and name in must_explain)
     done_ = tuple(folded[name] for name in order if name in folded)
     num_affine = sum(name not in must_explain for name in folded)
-    return Plan(working.new_numbers(graph), tuple(bypasses), done_, kept, num_affine)
+    return Plan(working.new_numbers(graph), tuple(bypasses), done_, kept, num_affine, tuple(copies))
 
 
 def _exclusion(name: str, config: FoldConfig) -> str:
@@ -118,10 +132,11 @@ def _attempt(graph: AbstractGraph, affine: Operator, rewrite: Rewrite, working: 
 
 def _too_large(graph: AbstractGraph, affine: Operator, rewritten: Rewritten) -> Refusal | None:
     """Refuse numbers that the weight's dtype cannot hold; the unfolded program may still be finite."""
-    for name, arrays in rewritten.numbers.items():
-        operator = graph.operators[name]
+    originals = {copied.name: copied.operator for copied in rewritten.copies}
+    for name, new in rewritten.numbers.items():
+        operator = graph.operators[originals.get(name, name)]
         dtype = graph.values[linear_of(operator).weight].dtype
-        for numbers in (array for array in arrays if array is not None):
+        for numbers in new.arrays:
             num_lost = int(np.count_nonzero(~(np.abs(numbers) <= largest_of(dtype))))
             if num_lost:
                 detail = f"{num_lost} of {numbers.size} folded numbers are not finite in {dtype}"
@@ -149,7 +164,7 @@ class _Working:
 
     def __init__(self, constants: Constants) -> None:
         self._constants = constants
-        self._new: dict[str, tuple[Float64, Float64 | None]] = {}
+        self._new: dict[str, LinearNumbers] = {}
 
     def read(self, value: str) -> Float64:
         return self._constants.read(value)
@@ -157,20 +172,15 @@ class _Working:
     def dtype(self, value: str) -> str:
         return self._constants.dtype(value)
 
-    def weight(self, operator: Operator) -> Float64:
+    def of(self, operator: Operator) -> LinearNumbers:
         if operator.name in self._new:
-            return self._new[operator.name][0]
-        return self.read(linear_of(operator).weight)
-
-    def bias(self, operator: Operator) -> Float64 | None:
-        if operator.name in self._new:
-            return self._new[operator.name][1]
-        bias = linear_of(operator).bias
-        return None if bias is None else self.read(bias)
+            return self._new[operator.name]
+        role = linear_of(operator)
+        return LinearNumbers(self.read(role.weight), None if role.bias is None else self.read(role.bias))
 
     def update_(self, graph: AbstractGraph, rewritten: Rewritten) -> None:
-        numbers: Mapping[str, tuple[Float64, Float64 | None]] = rewritten.numbers
-        self._new.update({name: arrays for name, arrays in numbers.items() if name in graph.operators})
+        self._new.update({name: numbers for name, numbers in rewritten.numbers.items() if name in graph.operators})
 
     def new_numbers(self, graph: AbstractGraph) -> tuple[NewNumbers, ...]:
-        return tuple(NewNumbers(name, weight, bias) for name, (weight, bias) in self._new.items() if name in graph.operators)
+        left = ((name, new) for name, new in self._new.items() if name in graph.operators)
+        return tuple(NewNumbers(name, new.weight, new.bias, new.border, new.ones) for name, new in left)

@@ -113,12 +113,12 @@ def test_options_are_frozen() -> None:
     common = ["--json", "--quiet"]
     weights = ["--allow-cold", "--allow-nonfinite", "--bn-stats", "--decay", "--dtype", "--ema", "--strip-prefix", "--weights"]
     expected = {
-        "run": ["--config", "--input", "--min-speedup", "--model", "--require-trt", *weights],
+        "run": ["--config", "--fold-level", "--input", "--min-speedup", "--model", "--require-trt", *weights],
         "inspect": ["--decay", "--depth", "--digest", "--tree"],
         "bake-ema": ["--config", "--select", "--metric", "--model", "--output", "--under", *weights],
         "average": ["--config", "--model", "--output", "--post-hoc", "--share", "--sigma-rels", "--under", *weights],
-        "fuse-bn": ["--check", "--checkpoint", "--config", "--input", "--keep", "--output", *weights],
-        "export-onnx": ["--checkpoint", "--config", "--input", "--opset", "--output", "--static-batch", *weights],
+        "fuse-bn": ["--check", "--checkpoint", "--config", "--fold-level", "--input", "--keep", "--output", *weights],
+        "export-onnx": ["--checkpoint", "--config", "--fold-level", "--input", "--opset", "--output", "--static-batch", *weights],
         "build-trt": ["--config", "--optimization-level", "--output", "--profile", "--python", "--tf32", "--workspace-mib"],
         "check": ["--config"],
         "bench": ["--batch", "--config", "--min-speedup", "--rounds", "--threads"],

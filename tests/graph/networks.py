@@ -13,16 +13,18 @@ from exporter.graph.precision import fold_error_in_float64
 IMAGE = (2, 3, 8, 8)
 
 
-def folded(network: nn.Module, shape: tuple[int, ...] = IMAGE, *, keep: tuple[str, ...] = (), dtype: str = "float32") -> Graph:
+def folded(
+    network: nn.Module, shape: tuple[int, ...] = IMAGE, *, keep: tuple[str, ...] = (), dtype: str = "float32", level: str = "default"
+) -> Graph:
     """Trace ``network`` in eval mode on one input of ``shape`` and fold it."""
     traced = trace(network.eval(), (InputConfig(name="x", shape=shape, dtype=dtype),))
-    return fold(traced, FoldConfig(keep=keep), provenance=Provenance("graph"))
+    return fold(traced, FoldConfig(keep=keep, level=level), provenance=Provenance("graph"))
 
 
-def error_in_float64(graph: Graph, shape: tuple[int, ...] = IMAGE, *, keep: tuple[str, ...] = ()) -> float:
+def error_in_float64(graph: Graph, shape: tuple[int, ...] = IMAGE, *, keep: tuple[str, ...] = (), level: str = "default") -> float:
     """Return how far the fold is from the unfolded network where both run in float64 on random numbers."""
     x = torch.randn((3, *shape[1:]), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-    return fold_error_in_float64(graph.unfused, (x,), FoldConfig(keep=keep))
+    return fold_error_in_float64(graph.unfused, (x,), FoldConfig(keep=keep, level=level))
 
 
 def trained(norm: nn.Module, *, seed: int = 0, gamma: str = "mixed", var: str = "usual") -> nn.Module:

@@ -7,12 +7,14 @@ import dataclasses
 import operator as python_operator
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch._export.verifier import SpecViolationError
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 
@@ -115,7 +117,7 @@ class ProgramEditor:
         """Let ``reader`` read ``numbers``, rounded once, where it read ``placeholder``; other readers keep what they read."""
         spec = self._by_name[placeholder.name]
         target = spec.target or ""
-        if set(placeholder.users) == {reader} and not self._is_shared(target):
+        if set(placeholder.users) == {reader} and not self._is_shared(target) and tuple(placeholder.meta["val"].shape) == numbers.shape:
             self._store_(spec, target, numbers, constant_tensor(self._program, target))
             return
         reader.replace_input_with(placeholder, self.add_constant_(placeholder, numbers, target))
@@ -137,7 +139,7 @@ class ProgramEditor:
         with self.graph.inserting_after(like):
             placeholder = self.graph.placeholder(re.sub(r"\W", "_", f"c_{target}"))
         fake = like.meta["val"]
-        with fake.fake_mode if hasattr(fake, "fake_mode") else torch.device("cpu"):
+        with _fake_mode_of(fake):
             placeholder.meta = {**like.meta, "val": torch.empty(numbers.shape, dtype=dtype or fake.dtype, device=fake.device)}
         new = InputSpec(spec.kind, TensorArgument(placeholder.name), target, spec.persistent)
         self._by_name[placeholder.name] = new
@@ -155,6 +157,38 @@ class ProgramEditor:
             candidate = f"{stem}{dot}folded_{last}" + (f"_{number}" if number > 1 else "")
             number += 1
         return candidate
+
+    def copy_(self, name: str, copy_name: str, readers: Iterable[str]) -> None:
+        """Put a copy of the call ``name`` right behind it; these of its readers read the copy's result instead."""
+        original = self.nodes[name]
+        with self.graph.inserting_after(original):
+            made = self.graph.create_node(original.op, original.target, original.args, original.kwargs, name=copy_name)
+        made.meta = dict(original.meta)
+        for reader in readers:
+            self.nodes[reader].replace_input_with(original, made)
+        self.nodes[copy_name] = made
+
+    def insert_(self, reader: torch.fx.Node, target: OpOverload, args: tuple[Any, ...]) -> torch.fx.Node:
+        """Add a call right in front of ``reader``, which belongs to the same module."""
+        with self.graph.inserting_before(reader):
+            return self._called(reader, target, args)
+
+    def append_(self, node: torch.fx.Node, target: OpOverload, args: tuple[Any, ...]) -> torch.fx.Node:
+        """Add a call right behind ``node``, which reads it; whoever else read ``node`` reads that call now."""
+        with self.graph.inserting_after(node):
+            made = self._called(node, target, args)
+        node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+        self._renamed[node.name] = made.name
+        self.nodes[made.name] = made
+        return made
+
+    def _called(self, beside: torch.fx.Node, target: OpOverload, args: tuple[Any, ...]) -> torch.fx.Node:
+        made = self.graph.call_function(target, args)
+        fakes = torch.fx.map_arg(args, lambda node: node.meta["val"])
+        with _fake_mode_of(beside.meta["val"]):
+            value = target(*fakes)
+        made.meta = {**beside.meta, "val": value}
+        return made
 
     def bypass_(self, name: str, by: str) -> None:
         """Take the call ``name`` out: its readers read ``by``; what nobody reads any more goes too."""
@@ -228,6 +262,12 @@ class ProgramEditor:
             else:
                 kept.append(spec)
         self._specs = kept
+
+
+def _fake_mode_of(value: torch.Tensor) -> AbstractContextManager[object]:
+    """Return the mode in which tensors without numbers are made like ``value``."""
+    mode: AbstractContextManager[object] = value.fake_mode if hasattr(value, "fake_mode") else torch.device("cpu")
+    return mode
 
 
 def _renamed(argument: Any, renamed: Mapping[str, str]) -> Any:  # noqa: ANN401 - one of torch's kinds of arguments

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from exporter.graph.aten.calls import arguments_of
+from exporter.graph.algebra import Float64
+from exporter.graph.aten.calls import arguments_of, operator_kind
 from exporter.graph.aten.editing import ProgramEditor
 from exporter.graph.planning import NewNumbers, Plan
 
 __all__ = ["folded_program"]
+
+_ATEN = torch.ops.aten
 
 
 def folded_program(program: ExportedProgram, plan: Plan) -> ExportedProgram:
@@ -18,6 +22,8 @@ def folded_program(program: ExportedProgram, plan: Plan) -> ExportedProgram:
     Tensors that the plan does not touch are shared with ``program``.
     """
     editor = ProgramEditor(program)
+    for copied in plan.copies:
+        editor.copy_(copied.operator, copied.name, copied.readers)
     for new in plan.numbers:
         _write_(editor, new)
     for name, value in plan.bypasses:
@@ -29,14 +35,58 @@ def _write_(editor: ProgramEditor, new: NewNumbers) -> None:
     product = editor.nodes[new.operator]
     call = arguments_of(product)
     weight: torch.fx.Node = call["weight"] if "weight" in call else call["mat2"]
+    stem = editor.target_of(weight).rpartition(".")[0]
+    _write_bias_(editor, product, weight, new.bias, _name_in(stem, "bias"))
+    if new.border is not None:
+        border = editor.add_constant_(weight, new.border, _name_in(stem, "border"))
+        editor.append_(product, _ATEN.add.Tensor, (product, border))
+    numbers = new.weight
+    if new.ones is not None:
+        groups = int(call["groups"])
+        numbers = _with_ones(new.weight, new.ones, groups, is_transposed=_is_transposed(product))
+        _append_ones_(editor, product, groups)
+    editor.set_numbers_(product, weight, numbers)
+
+
+def _write_bias_(editor: ProgramEditor, product: torch.fx.Node, weight: torch.fx.Node, numbers: Float64 | None, name: str) -> None:
+    if numbers is None:
+        return
+    call = arguments_of(product)
     bias = call["self"] if "mat2" in call else call["bias"]
-    editor.set_numbers_(product, weight, new.weight)
-    if new.bias is None:
-        return
     if bias is not None:
-        editor.set_numbers_(product, bias, new.bias)
+        editor.set_numbers_(product, bias, numbers)
         return
-    stem = (editor.target_of(weight)).rpartition(".")[0]
-    created = editor.add_constant_(weight, new.bias, f"{stem}.bias" if stem else "bias")
+    created = editor.add_constant_(weight, numbers, name)
     product.args = (*product.args[:2], created, *product.args[3:])
     product.kwargs = {name: value for name, value in product.kwargs.items() if name != "bias"}
+
+
+def _with_ones(weight: Float64, ones: Float64, groups: int, *, is_transposed: bool) -> Float64:
+    """Return a weight with one more input channel in each group, behind the others."""
+    if not is_transposed:
+        return np.concatenate([weight, ones], axis=1)
+    taps = weight.shape[2:]
+    by_group = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, inputs, outputs, *taps) of each group
+    further = ones.reshape(groups, 1, weight.shape[1], *taps)
+    return np.concatenate([by_group, further], axis=1).reshape(-1, *weight.shape[1:])
+
+
+def _append_ones_(editor: ProgramEditor, product: torch.fx.Node, groups: int) -> None:
+    """Let ``product`` read its data with a channel of ones behind those of each group."""
+    data = product.args[0]
+    axis = 1
+    if groups > 1:
+        data, axis = editor.insert_(product, _ATEN.unflatten.int, (data, 1, [groups, -1])), 2
+    ones = editor.insert_(product, _ATEN.ones_like.default, (editor.insert_(product, _ATEN.slice.Tensor, (data, axis, 0, 1)),))
+    data = editor.insert_(product, _ATEN.cat.default, ([data, ones], axis))
+    if groups > 1:
+        data = editor.insert_(product, _ATEN.flatten.using_ints, (data, 1, 2))
+    product.args = (data, *product.args[1:])
+
+
+def _is_transposed(product: torch.fx.Node) -> bool:
+    return operator_kind(product).startswith("conv_transpose") or bool(arguments_of(product).get("transposed", False))
+
+
+def _name_in(stem: str, name: str) -> str:
+    return f"{stem}.{name}" if stem else name

@@ -3,17 +3,20 @@
 A rewrite says what it ``requires`` of a BatchNorm's surroundings, and how to ``apply`` itself to numbers.
 """
 
-from exporter.graph.rewrites.contract import Constants, Match, Numbers, Rewrite, Rewritten
+from exporter.graph.rewrites.contract import Constants, Copy, Match, Numbers, Rewrite, Rewritten
 from exporter.graph.rewrites.into_consumers import IntoConsumers
 from exporter.graph.rewrites.into_producers import IntoProducers
+from exporter.graph.rewrites.linear_numbers import LinearNumbers
 from exporter.graph.rewrites.parallel_branches import ParallelBranches
 from exporter.graph.rewrites.residual_branch import ResidualBranch
 
 __all__ = [
     "REWRITES",
     "Constants",
+    "Copy",
     "IntoConsumers",
     "IntoProducers",
+    "LinearNumbers",
     "Match",
     "Numbers",
     "ParallelBranches",

@@ -11,8 +11,9 @@ import numpy as np
 from exporter.artifacts import Refusal
 from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Operator
 from exporter.graph.algebra import Float64, affine_from_batch_norm
+from exporter.graph.rewrites.linear_numbers import LinearNumbers
 
-__all__ = ["Bypass", "Constants", "Match", "Numbers", "Rewrite", "Rewritten", "affine_numbers", "linear_of"]
+__all__ = ["Bypass", "Constants", "Copy", "Match", "Numbers", "Rewrite", "Rewritten", "affine_numbers", "linear_of"]
 
 
 class Constants(Protocol):
@@ -30,17 +31,25 @@ class Constants(Protocol):
 class Numbers(Constants, Protocol):
     """The constants with the folds so far in them."""
 
-    def weight(self, operator: Operator) -> Float64:
-        """Return the weight of a linear operator as the folds so far have left it."""
-        ...
-
-    def bias(self, operator: Operator) -> Float64 | None:
-        """Return the bias of a linear operator, None where it has none so far."""
+    def of(self, operator: Operator) -> LinearNumbers:
+        """Return the numbers of a linear operator as the folds so far have left them."""
         ...
 
 
 Bypass: TypeAlias = "tuple[str, str]"
 """An operator that leaves the graph, and the value that is read in place of its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy of an operator, called ``name``; these readers of its output read the copy's instead.
+
+    Copies are made before numbers and bypasses; from then on ``name`` is an operator like any other.
+    """
+
+    operator: str
+    name: str
+    readers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,22 +68,23 @@ class Match:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rewritten:
-    """What becomes of the graph: new numbers of linear operators, still in float64, and operators that go.
+    """What becomes of the graph: copies, new numbers of linear operators, still in float64, and operators that go.
 
     Attributes:
-        numbers: operator -> weight and bias; a bias of None stays absent.
+        numbers: operator, or copy -> its numbers.
         bypasses: in the order in which they are done.
         pattern: what was folded into what, in short: ``conv2d+bn``.
         max_scale: the largest ``|s|``.
         direction, changed: as in ``Folded``.
     """
 
-    numbers: Mapping[str, tuple[Float64, Float64 | None]]
+    numbers: Mapping[str, LinearNumbers]
     bypasses: tuple[Bypass, ...]
     pattern: str
     max_scale: float
     direction: Literal["back", "ahead", "beside"] = "back"
     changed: tuple[str, ...] = ()
+    copies: tuple[Copy, ...] = ()
 
 
 class Rewrite(Protocol):

@@ -19,8 +19,9 @@ import numpy as np
 
 from exporter.artifacts import Refusal, RefusalReason
 from exporter.graph.abstract import AbstractGraph, Linear, Operator
-from exporter.graph.algebra import Float64, scaled_inputs, shift_seen
+from exporter.graph.algebra import shift_seen
 from exporter.graph.rewrites.contract import Match, Numbers, Rewritten, affine_numbers, linear_of
+from exporter.graph.rewrites.linear_numbers import LinearNumbers
 from exporter.graph.rewrites.objections import affine_of, objection_to_numbers, objection_to_statistics
 from exporter.graph.through import Blocked, Carried, KeepsChannels, Maximum, Permutation, Reshape, Take
 
@@ -61,7 +62,7 @@ class IntoConsumers:
         ways = match.route
         if not isinstance(ways, tuple):
             raise TypeError("this match comes from another rewrite")
-        new: dict[str, tuple[Float64, Float64 | None]] = {}
+        new: dict[str, LinearNumbers] = {}
         for way in ways:
             carried = _carried_ahead(match.affine, way, Carried(affine_of(match.affine).axis, s, t))
             if isinstance(carried, Refusal):
@@ -74,12 +75,9 @@ class IntoConsumers:
             if is_shifted and not role.sees_all:
                 detail = f"{product.label} pads with zeros, or spreads its taps: some of its outputs would miss the shift"
                 return Refusal(match.affine.module, RefusalReason.PADDED, (product.label,), detail)
-            weight, bias = numbers.weight(product), numbers.bias(product)
-            axis, groups, is_transposed = role.weight_input_axis, role.groups, role.is_transposed
-            if is_shifted:
-                shift = shift_seen(weight, carried.t, axis=axis, groups=groups, is_transposed=is_transposed)
-                bias = shift if bias is None else bias + shift
-            new[product.name] = (scaled_inputs(weight, carried.s, axis=axis, groups=groups, is_transposed=is_transposed), bias)
+            have, axis = numbers.of(product), role.weight_input_axis
+            seen = shift_seen(have.weight, carried.t, axis=axis, groups=role.groups, is_transposed=role.is_transposed) if is_shifted else None
+            new[product.name] = have.ahead(role, carried.s).added(bias=seen)
         pattern = "+".join(("bn", *dict.fromkeys(operator.kind for way in ways for operator in way.steps), match.absorbers[0].kind))
         changed = tuple(dict.fromkeys(operator.module for way in ways for operator in way.steps))
         bypass = (match.affine.name, affine_of(match.affine).data)

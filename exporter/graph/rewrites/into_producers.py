@@ -23,8 +23,8 @@ import numpy as np
 
 from exporter.artifacts import Refusal, RefusalReason
 from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Operator
-from exporter.graph.algebra import Float64, scaled_outputs, shifted_bias
 from exporter.graph.rewrites.contract import Match, Numbers, Rewritten, affine_numbers, linear_of
+from exporter.graph.rewrites.linear_numbers import LinearNumbers
 from exporter.graph.rewrites.objections import affine_of, objection_to_numbers, objection_to_statistics
 from exporter.graph.through import Blocked, Carried, Join, KeepsChannels, Maximum, Permutation, PixelShuffle, Reshape, Sum, Take
 
@@ -58,7 +58,7 @@ class IntoProducers:
         ways = match.route
         if not isinstance(ways, tuple):
             raise TypeError("this match comes from another rewrite")
-        new: dict[str, tuple[Float64, Float64 | None]] = {}
+        new: dict[str, LinearNumbers] = {}
         for way in ways:
             carried = _carried_back(match.affine, way, Carried(affine_of(match.affine).axis, s, t))
             if isinstance(carried, Refusal):
@@ -68,10 +68,8 @@ class IntoProducers:
                 before = product.label
                 detail = f"channels of {before} lie on axis {role.output_axis}, the BatchNorm acts on axis {carried.axis}"
                 return Refusal(match.affine.module, RefusalReason.WRONG_AXIS, (before,), detail)
-            weight, bias = numbers.weight(product), numbers.bias(product)
-            is_shifted = bias is not None or bool(np.any(carried.t != 0.0))
-            scaled = scaled_outputs(weight, carried.s, axis=role.weight_axis, groups=role.groups, is_transposed=role.is_transposed)
-            new[product.name] = (scaled, shifted_bias(bias, carried.s, carried.t) if is_shifted or not way.steps else None)
+            is_shifted = bool(np.any(carried.t != 0.0)) or not way.steps
+            new[product.name] = numbers.of(product).behind(role, carried.s, carried.t, with_bias=is_shifted)
         steps = [operator for way in ways for operator, _ in way.steps]
         changed = dict.fromkeys(operator.module for operator in (*steps, *match.absorbers)) if steps else {}
         bypass = (match.affine.name, affine_of(match.affine).data)

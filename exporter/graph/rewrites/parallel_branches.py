@@ -17,6 +17,7 @@ import numpy as np
 from exporter.artifacts import Refusal, RefusalReason
 from exporter.graph.abstract import AbstractGraph, Operator
 from exporter.graph.rewrites.contract import Bypass, Match, Numbers, Rewritten, affine_numbers, linear_of
+from exporter.graph.rewrites.linear_numbers import LinearNumbers
 from exporter.graph.rewrites.objections import affine_of, objection_to_numbers, objection_to_statistics
 from exporter.graph.rewrites.sums import (
     flat_taps,
@@ -84,7 +85,10 @@ class ParallelBranches:
             raise TypeError("this match comes from another rewrite")
         s, t = affine_numbers(match.affine, numbers)
         kept, role = branches.kept, linear_of(branches.kept)
-        weight, bias = np.array(numbers.weight(kept), order="C"), numbers.bias(kept)
+        have = numbers.of(kept)
+        if not have.is_plain or any(not numbers.of(product).is_plain for product, _ in branches.merged):
+            return Refusal(match.affine.module, RefusalReason.BLOCKED, (kept.label,), "a branch has a border of its own")
+        weight, bias = np.array(have.weight, order="C"), have.bias
         if weight.shape[0] != s.size or weight.shape[1] * role.groups != s.size:
             detail = f"{kept.label} has {weight.shape[1] * role.groups} channels in and {weight.shape[0]} out"
             return Refusal(match.affine.module, RefusalReason.WRONG_AXIS, (kept.label,), detail)
@@ -93,9 +97,10 @@ class ParallelBranches:
         channels = np.arange(s.size)
         taps[channels, channels % weight.shape[1], flat_taps(identity_window(kept), kept)[0]] += branches.sign * s
         for product, sign in branches.merged:
-            small, added = numbers.weight(product), numbers.bias(product)
-            taps[:, :, flat_taps(window_of(product), kept)] += sign * small.reshape(*small.shape[:2], -1)
-            total = total if added is None else total + sign * added
+            small = numbers.of(product)
+            taps[:, :, flat_taps(window_of(product), kept)] += sign * small.weight.reshape(*small.weight.shape[:2], -1)
+            total = total if small.bias is None else total + sign * small.bias
         kinds = "+".join((kept.kind, *(product.kind for product, _ in branches.merged), "bn"))
         changed = (*(product.module for product in match.absorbers), *branches.sums)
-        return Rewritten({kept.name: (weight, total)}, branches.bypasses, f"sum of {kinds}", float(np.abs(s).max(initial=0.0)), "beside", changed)
+        new = {kept.name: LinearNumbers(weight, total)}
+        return Rewritten(new, branches.bypasses, f"sum of {kinds}", float(np.abs(s).max(initial=0.0)), "beside", changed)

@@ -9,14 +9,14 @@ place in between.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from exporter.artifacts import Refusal, RefusalReason
 from exporter.graph.abstract import AbstractGraph, Operator
-from exporter.graph.algebra import Float64, scaled_outputs, shifted_bias
 from exporter.graph.rewrites.contract import Bypass, Match, Numbers, Rewritten, affine_numbers, linear_of
+from exporter.graph.rewrites.linear_numbers import LinearNumbers
 from exporter.graph.rewrites.objections import affine_of, objection_to_numbers, objection_to_statistics
 from exporter.graph.rewrites.sums import flat_taps, identity_window, is_branch, is_private, places_in, removal_of, terms_of, window_of
 from exporter.graph.through import Sum
@@ -79,19 +79,18 @@ class ResidualBranch:
         if not isinstance(branches, _Branches):
             raise TypeError("this match comes from another rewrite")
         s, t = affine_numbers(match.affine, numbers)
-        new: dict[str, tuple[Float64, Float64 | None]] = {}
+        new: dict[str, LinearNumbers] = {}
         for product in branches.products:
-            role, weight, bias = linear_of(product), np.array(numbers.weight(product), order="C"), numbers.bias(product)
-            shift = np.zeros_like(t)
+            role, have, shift = linear_of(product), numbers.of(product), np.zeros_like(t)
             if product is branches.kept:
+                weight = np.array(have.weight, order="C")
                 if weight.shape[0] != s.size or weight.shape[1] * role.groups != s.size:
                     detail = f"{product.label} has {weight.shape[1] * role.groups} channels in and {weight.shape[0]} out"
                     return Refusal(match.affine.module, RefusalReason.WRONG_AXIS, (product.label,), detail)
                 taps, channels = weight.reshape(*weight.shape[:2], -1), np.arange(s.size)  # taps are a view
                 taps[channels, channels % weight.shape[1], flat_taps(identity_window(product), product)[0]] += 1.0
-                shift = t
-            scaled = scaled_outputs(weight, s, groups=role.groups)
-            new[product.name] = (scaled, shifted_bias(bias, s, shift) if bias is not None or product is branches.kept else None)
+                have, shift = replace(have, weight=weight), t
+            new[product.name] = have.behind(role, s, shift, with_bias=product is branches.kept)
         kinds = "+".join((*(product.kind for product in match.absorbers), "x"))
         changed = (*(product.module for product in branches.products), *branches.sums)
         return Rewritten(new, branches.bypasses, f"sum of {kinds}+bn", float(np.abs(s).max(initial=0.0)), "back", changed)
