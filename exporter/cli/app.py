@@ -28,6 +28,7 @@ _COMMANDS = {
     "fuse-bn": ("fuse_bn", "Fold BatchNorm; list what was folded and what was kept."),
     "export-onnx": ("export_onnx", "The folded model as a checked ONNX file."),
     "build-trt": ("build_trt", "The TensorRT engine, with its sidecar."),
+    "package": ("package", "A plan or ONNX model in a model repository of Triton."),
     "check": ("check", "Parity of artefacts with the unfused model in float64."),
     "bench": ("bench", "Latency of artefacts against the unfused model."),
     "report": ("report", "Render a run again."),
