@@ -1,4 +1,4 @@
-"""Run one artefact behind one protocol: torch, ONNX Runtime, TensorRT.
+"""Run one artefact behind one protocol: torch, ONNX Runtime, ONNX in float64, TensorRT.
 
 A runner is used in ``with``: entering loads the artefact, leaving frees what it held. The protocol is in
 ``exporter.runners.base``; each runtime is imported only when its runner is asked for.
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from exporter.runners.base import Array, Feed, PreparedCall, Runner
 
 if TYPE_CHECKING:
+    from exporter.runners.onnx_float64 import OnnxFloat64Runner
     from exporter.runners.onnxruntime import OnnxruntimeRunner
     from exporter.runners.tensorrt import TensorrtRunner
     from exporter.runners.torch import TorchRunner
 
-__all__ = ["Array", "Feed", "OnnxruntimeRunner", "PreparedCall", "Runner", "TensorrtRunner", "TorchRunner"]
+__all__ = ["Array", "Feed", "OnnxFloat64Runner", "OnnxruntimeRunner", "PreparedCall", "Runner", "TensorrtRunner", "TorchRunner"]
 
-_LAZY = {"TorchRunner": "torch", "OnnxruntimeRunner": "onnxruntime", "TensorrtRunner": "tensorrt"}
+_LAZY = {"OnnxFloat64Runner": "onnx_float64", "TorchRunner": "torch", "OnnxruntimeRunner": "onnxruntime", "TensorrtRunner": "tensorrt"}
 
 
 def __getattr__(name: str) -> object:
