@@ -59,6 +59,7 @@ def run(config: Config, *, progress: Progress | None = None) -> tuple[Report, Pa
         bake=weights.summary,
         folded=graph.folded,
         refusals=graph.refusals,
+        sketch=graph.sketch,
         histogram_edges=HISTOGRAM_EDGES,
     )
     folder = config.work_dir / "runs" / report.run

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from exporter.artifacts.checkpoint import Checkpoint, GlobalRef, Node, ObjectRef, ShardRef, StorageRef, TensorRef, brief, walk
     from exporter.artifacts.documents import to_json
-    from exporter.artifacts.graph import Folded, Graph, Refusal, RefusalReason
+    from exporter.artifacts.graph import REMEDIES, Folded, Graph, Refusal, RefusalReason
     from exporter.artifacts.models import OnnxModel, Plan, Profile
     from exporter.artifacts.provenance import Digest, Provenance
     from exporter.artifacts.report import Report, StageRecord
+    from exporter.artifacts.sketch import Explanation, Neighbour, Sketch, SketchNode
     from exporter.artifacts.specs import TensorSpec
     from exporter.artifacts.verdicts import LatencyEvidence, MetricEvidence, Outcome, OutputParity, ParityEvidence, Verdict, worst
     from exporter.artifacts.weights import (
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH_NORM_SOURCES",
+    "REMEDIES",
     "BakeSummary",
     "BatchNormStatistics",
     "Checkpoint",
     "Digest",
     "EmaCandidate",
+    "Explanation",
     "Folded",
     "GlobalRef",
     "Graph",
@@ -48,6 +51,7 @@ __all__ = [
     "LayerChange",
     "LayoutReading",
     "MetricEvidence",
+    "Neighbour",
     "Node",
     "ObjectRef",
     "OnnxModel",
@@ -64,6 +68,8 @@ __all__ = [
     "Report",
     "Selection",
     "ShardRef",
+    "Sketch",
+    "SketchNode",
     "StageRecord",
     "StorageRef",
     "TensorDrift",
@@ -97,10 +103,11 @@ _HOMES = {
         "weights",
     ),
     **dict.fromkeys(("TensorSpec",), "specs"),
-    **dict.fromkeys(("Folded", "Graph", "Refusal", "RefusalReason"), "graph"),
+    **dict.fromkeys(("REMEDIES", "Folded", "Graph", "Refusal", "RefusalReason"), "graph"),
     **dict.fromkeys(("OnnxModel", "Plan", "Profile"), "models"),
     **dict.fromkeys(("LatencyEvidence", "MetricEvidence", "Outcome", "OutputParity", "ParityEvidence", "Verdict", "worst"), "verdicts"),
     **dict.fromkeys(("Report", "StageRecord"), "report"),
+    **dict.fromkeys(("Explanation", "Neighbour", "Sketch", "SketchNode"), "sketch"),
     **dict.fromkeys(("to_json",), "documents"),
 }
 

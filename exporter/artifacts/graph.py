@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from exporter.artifacts.provenance import Digest, Provenance
+from exporter.artifacts.sketch import Sketch
 from exporter.artifacts.specs import TensorSpec
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-__all__ = ["Folded", "Graph", "Refusal", "RefusalReason"]
+__all__ = ["REMEDIES", "Folded", "Graph", "Refusal", "RefusalReason"]
 
 
 class RefusalReason(enum.Enum):
@@ -30,6 +32,22 @@ class RefusalReason(enum.Enum):
     NOT_CONSTANT = "a weight or statistic is computed, not constant"
     OUT_OF_RANGE = "a folded number does not fit the weight's dtype"
     ISOLATED = "excluded by the configuration"
+
+
+REMEDIES: Final[Mapping[RefusalReason, str]] = {
+    RefusalReason.NOT_LINEAR: "nothing for this network; when it is trained anew, put the BatchNorm directly behind a convolution",
+    RefusalReason.OTHER_CONSUMER: "let the other reader read what the BatchNorm makes, or give it a convolution of its own",
+    RefusalReason.GRAPH_OUTPUT: "if nobody needs that output, let forward not return it",
+    RefusalReason.BLOCKED: "when it is trained anew, put the BatchNorm in front of that operator, directly behind the convolution",
+    RefusalReason.PADDED: "when it is trained anew, let the convolution pad with copied values (padding_mode) or not at all",
+    RefusalReason.TRAINING: "put the module in eval mode: look for a train() that is overridden, and for training=True in a forward",
+    RefusalReason.NO_RUNNING_STATISTICS: "nothing: it normalises with each batch by design; track_running_stats=True makes it a fixed map",
+    RefusalReason.WRONG_AXIS: "if the BatchNorm was meant for the features, transpose so that they stand on axis 1 in front of it",
+    RefusalReason.NOT_CONSTANT: "keep it in a parameter or buffer that forward neither computes from the input nor writes to",
+    RefusalReason.OUT_OF_RANGE: "fold with weights in float32, and cast what comes out",
+    RefusalReason.ISOLATED: "take the pattern out of fold.keep (--keep), or set fold.enabled",
+}
+"""What its user can do about each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +91,7 @@ class Graph:
         path, digest: of the stored folded program; None where nothing was written.
         num_batch_norms: before folding.
         ops_before, ops_after: calls in the graph.
+        sketch: the unfused network for people; what ``--explain`` and the report draw.
     """
 
     unfused: ExportedProgram
@@ -85,5 +104,6 @@ class Graph:
     ops_before: int
     ops_after: int
     provenance: Provenance
+    sketch: Sketch = field(default_factory=Sketch)
     path: Path | None = None
     digest: Digest | None = None

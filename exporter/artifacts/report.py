@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from exporter.artifacts.graph import Folded, Refusal
+from exporter.artifacts.sketch import Sketch
 from exporter.artifacts.verdicts import Outcome, Verdict
 from exporter.artifacts.weights import BakeSummary
 
@@ -43,5 +44,7 @@ class Report:
     bake: BakeSummary | None = None
     folded: tuple[Folded, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    sketch: Sketch | None = None
+    """The unfolded network, for its picture; None in reports of earlier releases."""
     histogram_edges: tuple[float, ...] = ()
     remarks: tuple[str, ...] = ()

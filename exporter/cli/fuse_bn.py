@@ -30,6 +30,13 @@ __all__ = ["command"]
 @input_option
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Leave BatchNorms with such names alone (several allowed).")
 @fold_level_option
+@click.option(
+    "--explain",
+    is_flag=False,
+    flag_value="",
+    metavar="[PATTERN]",
+    help="Draw what stands around every BatchNorm that was kept, or around those with such names. Write it last, or with =.",
+)
 @output_option("CKPT's stem + .fused.pt2, beside the other artefacts")
 @weights_options
 @config_option
@@ -44,6 +51,7 @@ def command(
     checkpoint: Location | None,
     keep: tuple[str, ...],
     fold_level: str | None,
+    explain: str | None,
     output: Path | None,
     inputs: tuple[str, ...],
     config_path: Path | None,
@@ -65,6 +73,14 @@ def command(
     graph = workspace.graph
     screen.close()
     screen.show(render_fold(graph.folded, graph.refusals, graph.num_batch_norms, graph.ops_before, graph.ops_after))
+    explained = {}
+    if explain is not None:
+        from exporter.graph.explaining import explain as explanations_of
+        from exporter.report import render_explanations
+
+        explanations = explanations_of(graph.sketch, graph.folded, graph.refusals, explain)
+        screen.show(render_explanations(explanations, width=screen.width, plain=screen.is_plain))
+        explained = {"explanations": to_json(explanations)}
     result = {
         "folded": to_json(graph.folded),
         "refusals": to_json(graph.refusals),
@@ -73,6 +89,7 @@ def command(
         "ops_after": graph.ops_after,
         "path": str(graph.path),
         "sha256": graph.digest.hex if graph.digest else "",
+        **explained,
     }
     if not check:
         screen.show([f"→ {graph.path}"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,21 @@ class Screen:
             self._tasks[what] = self._progress.add_task(what, total=total)
         self._progress.update(self._tasks[what], completed=done, total=total)
         return True
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal; 120 where the screen is none."""
+        return shutil.get_terminal_size((120, 24)).columns
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the screen can show ASCII only."""
+        encoding = (sys.stderr if self.json else sys.stdout).encoding or "ascii"
+        try:
+            "○│├…".encode(encoding)
+        except (UnicodeEncodeError, LookupError):
+            return True
+        return False
 
     def close(self) -> None:
         """Take the progress bars off the screen."""

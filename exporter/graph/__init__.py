@@ -10,6 +10,7 @@ the plan out on a copy. Every BatchNorm is either folded or refused with its rea
     rewrites/       one fold per file: requires, apply
     algebra.py      the float64 formulas, rounded once
     planning.py     abstract graph + rewrites -> plan
+    explaining.py   abstract graph + what was decided -> what a person wants to see
     folding.py      the stage: all of it
     storage.py      ``.pt2`` files with a keyed record
 """

@@ -12,6 +12,7 @@ from exporter.factories import installed_version
 from exporter.graph.aten.constants import compute_constants
 from exporter.graph.aten.reading import ProgramConstants, abstract_graph, count_batch_norms, count_calls, nested_batch_norms
 from exporter.graph.aten.surgery import folded_program
+from exporter.graph.explaining import sketch_of
 from exporter.graph.planning import Plan, make_plan
 from exporter.graph.tracing import Traced
 
@@ -32,7 +33,7 @@ def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph
     program = traced.program
     computed = compute_constants(program)
     abstract = abstract_graph(computed.program)
-    num_seen = len(abstract.batch_norms())
+    num_seen, sketch = len(abstract.batch_norms()), sketch_of(abstract)
     plan = make_plan(abstract, ProgramConstants(computed.program, computed.exact), config)
     nested = [
         Refusal(name, RefusalReason.NOT_LINEAR, (), "it stands in a nested graph (torch.cond, or a part that runs with another grad mode)")
@@ -55,6 +56,7 @@ def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph
         ops_before=count_calls(program),
         ops_after=count_calls(folded),
         provenance=_extended(provenance, plan, num_batch_norms),
+        sketch=sketch,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from exporter.artifacts import Digest, Folded, Graph, Provenance, Refusal, RefusalReason, TensorSpec, to_json
+from exporter.artifacts import Digest, Folded, Graph, Provenance, Refusal, RefusalReason, Sketch, SketchNode, TensorSpec, to_json
 from exporter.errors import ArtifactError
 from exporter.files import atomic_write
 from exporter.records import read_record, record_path, recorded_digest, write_record
@@ -45,7 +45,7 @@ def save_graph(graph: Graph, path: Path, *, key: str) -> Graph:
         "unfused_sha256": unfused.hex,
         **{
             name: to_json(getattr(graph, name))
-            for name in ("inputs", "outputs", "folded", "refusals", "num_batch_norms", "ops_before", "ops_after", "provenance")
+            for name in ("inputs", "outputs", "folded", "refusals", "num_batch_norms", "ops_before", "ops_after", "provenance", "sketch")
         },
     }
     digest = write_record(path, key=key, content=content)
@@ -55,7 +55,7 @@ def save_graph(graph: Graph, path: Path, *, key: str) -> Graph:
 def load_graph(path: Path, *, key: str | None = None) -> Graph | None:
     """Return the graph at ``path``; None where it has to be made again (missing, altered, not ours, or made from something else)."""
     content = read_record(path, key=key)
-    if content is None or read_record(unfused_path(path), key=key) is None:
+    if content is None or "sketch" not in content or read_record(unfused_path(path), key=key) is None:
         return None
     folded, digest = _load_program(path)
     unfused, unfused_digest = _load_program(unfused_path(path))
@@ -74,6 +74,7 @@ def load_graph(path: Path, *, key: str | None = None) -> Graph | None:
         ops_before=content["ops_before"],
         ops_after=content["ops_after"],
         provenance=Provenance(**content["provenance"]),
+        sketch=Sketch(tuple(SketchNode(**{**entry, "reads": tuple(entry["reads"])}) for entry in content["sketch"]["nodes"])),
         path=path,
         digest=Digest(digest, "file"),
     )

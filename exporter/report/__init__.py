@@ -7,6 +7,7 @@ no plotting and no template library: those are loaded when a page is rendered.
 from __future__ import annotations
 
 from exporter.report.document import SCHEMA_VERSION, document_from_report, report_from_document
+from exporter.report.explanation import render_explanations
 from exporter.report.folder import read_report, write_report
 from exporter.report.terminal import render_bake, render_fold, render_terminal, render_verdict
 
@@ -15,6 +16,7 @@ __all__ = [
     "document_from_report",
     "read_report",
     "render_bake",
+    "render_explanations",
     "render_fold",
     "render_terminal",
     "render_verdict",

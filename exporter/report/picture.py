@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-__all__ = ["ACCENT", "FAIL", "GRID", "INK", "MUTED", "REFERENCE", "Picture", "draw", "shortened"]
+__all__ = ["ACCENT", "FAIL", "GRID", "INK", "MUTED", "REFERENCE", "Picture", "draw"]
 
 # marker colour -> what it becomes; nothing else on a figure has these values
 INK: Final = "#010101"
@@ -113,15 +113,6 @@ def draw(
         figure.savefig(buffer, format="svg", metadata=_NO_METADATA, transparent=True)
     svg = _inline(buffer.getvalue(), name=name, title=title, description=description)
     return Picture(name, title, description, svg, keys)
-
-
-def shortened(text: str, length: int = 34) -> str:
-    """Return ``text`` for an axis: escaped, and without its middle where it is longer than ``length``."""
-    clean = printable(text)
-    if len(clean) <= length:
-        return clean
-    head = length // 3
-    return f"{clean[:head]}…{clean[-(length - head - 1) :]}"
 
 
 def _inline(content: bytes, *, name: str, title: str, description: str) -> str:

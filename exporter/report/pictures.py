@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from exporter.artifacts import BakeSummary, LatencyEvidence, Outcome, OutputParity, TensorDrift
 from exporter.report import phrases, units
-from exporter.report.picture import ACCENT, FAIL, GRID, INK, REFERENCE, Picture, draw, shortened
+from exporter.report.picture import ACCENT, FAIL, GRID, INK, REFERENCE, Picture, draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -235,7 +235,7 @@ def _paint_speedups(axes: Axes, races: Sequence[tuple[LatencyEvidence, Outcome]]
     finite = [value for value in shown if math.isfinite(value)]
     space = max(0.08 * (max(finite) - min(finite)), 0.03)
     axes.set_xlim(min(finite) - space, max(finite) + space)
-    axes.set_yticks(range(len(races)), labels=[shortened(race.candidate, 22) for race, _ in races])
+    axes.set_yticks(range(len(races)), labels=[units.shortened(race.candidate, 22) for race, _ in races])
     axes.set_ylim(len(races) - 0.5, -0.75)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
@@ -271,4 +271,4 @@ def _largest(evidence: LatencyEvidence) -> float:
 
 
 def _label(name: str) -> str:
-    return shortened(re.sub(r"\.weight$", "", name) or name, 30)
+    return units.shortened(re.sub(r"\.weight$", "", name) or name, 30)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from exporter.errors import printable
+
 __all__ = [
     "bytes_text",
     "confidence",
@@ -17,6 +19,7 @@ __all__ = [
     "ratio",
     "seconds_text",
     "shape_text",
+    "shortened",
 ]
 
 _BYTES_PER_STEP = 1000
@@ -105,6 +108,15 @@ def plural(count: int, noun: str) -> str:
 def shape_text(shape: tuple[int | str, ...]) -> str:
     """Return ``32 x 10``; a scalar is ``scalar``."""
     return " x ".join(str(extent) for extent in shape) or "scalar"
+
+
+def shortened(text: str, length: int = 34) -> str:
+    """Return ``text`` escaped, and without its middle where it is longer than ``length``."""
+    clean = printable(text)
+    if len(clean) <= length:
+        return clean
+    head = length // 3
+    return f"{clean[:head]}…{clean[-(length - head - 1) :]}"
 
 
 def _three_digits(value: float) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from exporter.graph import load_graph, save_graph
 from exporter.graph.storage import unfused_path
-from exporter.records import record_path
+from exporter.records import record_path, write_record
 
 
 @pytest.fixture
@@ -24,12 +24,22 @@ def stored(tmp_path):
 def test_graph_comes_back_whole(stored):
     """Both programs, the folds, the refusals, the names and the provenance survive."""
     loaded = load_graph(stored.path, key="key")
-    for name in ("inputs", "outputs", "folded", "refusals", "num_batch_norms", "ops_before", "ops_after", "provenance", "path", "digest"):
+    for name in ("inputs", "outputs", "folded", "refusals", "num_batch_norms", "ops_before", "ops_after", "provenance", "sketch", "path", "digest"):
         assert getattr(loaded, name) == getattr(stored, name), name
     x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(loaded.folded_program.module()(x), stored.folded_program.module()(x))
         assert torch.equal(loaded.unfused.module()(x), stored.unfused.module()(x))
+
+
+def test_graph_of_an_earlier_release_is_made_again(stored):
+    """A record without a sketch cannot be explained, so it is not used."""
+    path = record_path(stored.path)
+    content = json.loads(path.read_text())["content"]
+    assert load_graph(stored.path, key="key").sketch == stored.sketch
+    del content["sketch"]
+    write_record(stored.path, key="key", content=content)
+    assert load_graph(stored.path, key="key") is None
 
 
 def test_same_graph_same_bytes(stored, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 
 from exporter.artifacts import Outcome, TensorDrift
 from exporter.report import pictures
-from exporter.report.picture import draw, shortened
+from exporter.report.picture import draw
+from exporter.report.units import shortened
 from tests.report import builders
 
 

@@ -87,7 +87,8 @@ class IntoConsumers:
 def _ways_ahead(graph: AbstractGraph, affine: Operator, value: str, steps: tuple[Operator, ...]) -> list[_Way] | Refusal:
     data = graph.values[value]
     if data.is_output:
-        return Refusal(affine.module, RefusalReason.GRAPH_OUTPUT, (data.label if not steps else steps[-1].label,))
+        label = steps[-1].label if steps else affine.label
+        return Refusal(affine.module, RefusalReason.GRAPH_OUTPUT, (label,), f"what {label} makes is an output")
     ways: list[_Way] = []
     for user in graph.users_of(value):
         role = user.role
