@@ -4,7 +4,8 @@ Every command of the ``exporter`` program is a thin shell over the functions nam
 
     open_checkpoint -> bake -> fold -> export_onnx -> build_engine -> compare, race -> run
 
-They are imported when they are first used, so that ``import exporter`` stays instant.
+They are imported when they are first used, so that ``import exporter`` stays instant. ``fold`` takes a module of torch's and gives one
+back; the stage between ``trace`` and ``export_onnx`` is ``exporter.graph.fold``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from exporter.config import Config, load_config
     from exporter.engine import build_engine
     from exporter.errors import ExporterError
-    from exporter.graph import fold, trace
+    from exporter.graph import fold_module as fold
+    from exporter.graph import trace
     from exporter.onnx_export import export_onnx
     from exporter.pipeline import run
     from exporter.verify import compare, race
@@ -60,11 +62,13 @@ _HOMES = {
     "trace": "exporter.graph",
 }
 
+_OWN_NAMES = {"fold": "fold_module"}
+
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the home defines
     if name not in _HOMES:
         raise AttributeError(f"module 'exporter' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_HOMES[name]), _OWN_NAMES.get(name, name))
 
 
 def __dir__() -> list[str]:

@@ -12,6 +12,7 @@ the plan out on a copy. Every BatchNorm is either folded or refused with its rea
     planning.py     abstract graph + rewrites -> plan
     explaining.py   abstract graph + what was decided -> what a person wants to see
     folding.py      the stage: all of it
+    folded_module.py  the same for users of torch: a module in, a module out
     storage.py      ``.pt2`` files with a keyed record
 """
 
@@ -23,17 +24,31 @@ from typing import TYPE_CHECKING, Any
 from exporter.graph.keys import graph_key
 
 if TYPE_CHECKING:
+    from exporter.graph.folded_module import FoldedModule, fold_module
     from exporter.graph.folding import fold
     from exporter.graph.precision import fold_error_in_float64, program_in_float64
     from exporter.graph.storage import load_graph, save_graph
     from exporter.graph.tracing import Traced, trace
 
-__all__ = ["Traced", "fold", "fold_error_in_float64", "graph_key", "load_graph", "program_in_float64", "save_graph", "trace"]
+__all__ = [
+    "FoldedModule",
+    "Traced",
+    "fold",
+    "fold_error_in_float64",
+    "fold_module",
+    "graph_key",
+    "load_graph",
+    "program_in_float64",
+    "save_graph",
+    "trace",
+]
 
 _HOMES = {
+    "FoldedModule": "exporter.graph.folded_module",
     "Traced": "exporter.graph.tracing",
     "fold": "exporter.graph.folding",
     "fold_error_in_float64": "exporter.graph.precision",
+    "fold_module": "exporter.graph.folded_module",
     "load_graph": "exporter.graph.storage",
     "program_in_float64": "exporter.graph.precision",
     "save_graph": "exporter.graph.storage",

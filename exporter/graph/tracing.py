@@ -1,19 +1,25 @@
 """Module -> exported program, with the names of its inputs and outputs.
 
 ``torch.export`` runs the network once on example inputs and records the aten calls; what it cannot record is an error that
-names the line of the network's code.
+names the construct and the line of the network's code.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import io
+import itertools
 import logging
+import random
+import re
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch._ops import OpOverload
@@ -25,6 +31,7 @@ from exporter.errors import ConfigError, ExportError
 from exporter.factories import running_user_code
 from exporter.graph.aten.calls import RANDOM, arguments_of, operator_kind
 from exporter.graph.naming import output_specs
+from exporter.graph.untraceable import construct_of
 
 __all__ = ["Traced", "trace"]
 
@@ -69,21 +76,60 @@ def trace(module: nn.Module, inputs: tuple[InputConfig, ...], *, outputs: tuple[
             random numbers (E335), or returns something that is not a tensor (E336).
     """
     ordered = _in_order_of_forward(module, inputs)
-    examples = tuple(_example(entry) for entry in ordered)
-    dimensions = _dimensions(ordered)
-    help_text = "rewrite this line so that it does not depend on the values in a tensor, or fix the axis: dynamic = {} names the axes that may vary"
     facts = {"inputs": ", ".join(f"{entry.name} {list(entry.shape)} {entry.dtype}" for entry in ordered)}
-    with _quiet(), torch.no_grad(), warnings.catch_warnings():
+    with _quiet(), _refusing_random_python(), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=r"(?s)The tensor attributes? .* assigned during export", category=UserWarning
         )  # caches, see docs/models.md
         try:
-            with running_user_code("E333", "the network cannot be traced", kind=ExportError, facts=facts, help=help_text):
-                program = torch.export.export(module, examples, dynamic_shapes=dimensions, strict=False)
+            program = _exported(module, ordered, facts, {})
         except ExportError as err:
-            raise _fixed_axis(err, facts) or err from err.__cause__
+            least = _least_sizes(err.__cause__)
+            if not least:
+                raise _understood(err, module, facts) from err.__cause__
+            try:
+                program = _exported(module, ordered, facts, least)
+            except ExportError as again:
+                raise _understood(again, module, facts) from again.__cause__
     _refuse_random_numbers(program)
     return Traced(program, _input_specs(ordered), output_specs(program, outputs, _axis_names(program, ordered)))
+
+
+def _exported(module: nn.Module, inputs: tuple[InputConfig, ...], facts: dict[str, str], least: dict[str, int]) -> ExportedProgram:
+    """Run torch's tracer.
+
+    Args:
+        module, inputs: the network and its inputs in the order of ``forward``.
+        facts: what an error says.
+        least: name of an axis -> the least size that the network can take.
+    """
+    device = next((tensor.device for tensor in itertools.chain(module.parameters(), module.buffers())), torch.device("cpu"))
+    examples = tuple(_example(entry).to(device) for entry in inputs)
+    with running_user_code("E333", "the network cannot be traced", kind=ExportError, facts=facts):
+        return torch.export.export(module, examples, dynamic_shapes=_dimensions(inputs, least), strict=False)
+
+
+def _least_sizes(error: BaseException | None) -> dict[str, int]:
+    """Return name of an axis -> least size, where that is all that torch asks for: a kernel of five does not fit four pixels.
+
+    It is one more than torch suggests, since the smallest size is special to a tracer.
+    """
+    said, _, suggested = str(error).partition("Suggested fixes:")
+    found = {name: int(least) + 1 for name, least in re.findall(r"(\w+) = Dim\('\w+', min=(\d+)\)", suggested)}
+    violated = re.search(r"Constraints violated \(([^)]*)\)", said)
+    return found if violated is not None and set(violated[1].split(", ")) == set(found) else {}
+
+
+def _understood(err: ExportError, module: nn.Module, facts: dict[str, str]) -> ExportError:
+    """Return the error to show: an axis that the network fixes, or the construct that cannot be traced, and what to write instead."""
+    cause = err.__cause__
+    fixed = _fixed_axis(err, facts)
+    if fixed is not None or cause is None:
+        return fixed or err
+    scripted = next((name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)), None)
+    construct = construct_of(cause, err.facts.get("line", "").partition(": ")[2], scripted=scripted)
+    named = {"construct": construct.name} if construct.name else {}
+    return ExportError(err.code, err.problem, facts={**err.facts, **named}, help=construct.help)
 
 
 def _in_order_of_forward(module: nn.Module, inputs: tuple[InputConfig, ...]) -> tuple[InputConfig, ...]:
@@ -122,10 +168,13 @@ def _example(entry: InputConfig) -> torch.Tensor:
     return torch.zeros(entry.shape, dtype=dtype)
 
 
-def _dimensions(inputs: tuple[InputConfig, ...]) -> tuple[dict[int, Any], ...]:
+def _dimensions(inputs: tuple[InputConfig, ...], least: dict[str, int]) -> tuple[dict[int, Any], ...]:
     """Return for each input: axis -> dimension; axes of the same name are one dimension."""
     known: dict[str, Any] = {}
-    return tuple({axis: known.setdefault(name, torch.export.Dim(name)) for axis, name in _dynamic_axes(entry).items()} for entry in inputs)
+    return tuple(
+        {axis: known.setdefault(name, torch.export.Dim(name, min=least.get(name, 0))) for axis, name in _dynamic_axes(entry).items()}
+        for entry in inputs
+    )
 
 
 def _dynamic_axes(entry: InputConfig) -> dict[int, str]:
@@ -162,18 +211,13 @@ def _refuse_random_numbers(program: ExportedProgram) -> None:
         if kind in RANDOM or (kind in _DROPOUTS and arguments_of(node).get("train", arguments_of(node).get("training"))):
             line = (node.meta.get("stack_trace") or "").strip().splitlines()
             facts = {"found": f"aten.{kind}", "line": "\n".join(text.strip() for text in line[-2:])}
-            raise ExportError(
-                "E335",
-                "the network draws random numbers in eval mode",
-                facts=facts,
-                help="its outputs cannot be compared; make it deterministic in eval mode",
-            )
+            raise _random_error(facts)
 
 
 def _fixed_axis(err: ExportError, facts: dict[str, str]) -> ExportError | None:
     """Return the error to show where torch says that a dynamic axis is fixed by the network, else None."""
     text = str(err.__cause__)
-    if "Constraints violated" not in text and "specialized" not in text and "marked as dynamic but" not in text:
+    if "Constraints violated" not in text and "marked as dynamic but" not in text and "to be a constant" not in text:
         return None
     said = [line.strip(" -") for line in text.splitlines() if "Dim" in line or "specialized" in line or "constant" in line or "=" in line][:4]
     help_text = "let the network take any batch size (x.shape[0] instead of a number), or say which axes vary: dynamic under [[model.inputs]]"
@@ -183,14 +227,42 @@ def _fixed_axis(err: ExportError, facts: dict[str, str]) -> ExportError | None:
 
 
 @contextlib.contextmanager
+def _refusing_random_python() -> Iterator[None]:
+    """Refuse a network that draws from Python's or NumPy's generator: the tracer would take one draw for a constant."""
+    before = random.getstate(), _numpy_state()
+    yield
+    after = random.getstate(), _numpy_state()
+    if after != before:
+        raise _random_error({"found": f"it draws from {'numpy.random' if after[0] == before[0] else 'the random module of Python'}"})
+
+
+def _numpy_state() -> str:
+    return repr(np.random.get_state())  # noqa: NPY002 - the generator that a network's code would use
+
+
+def _random_error(facts: dict[str, str]) -> ExportError:
+    help_text = "its outputs cannot be compared; make it deterministic in eval mode"
+    return ExportError("E335", "the network draws random numbers in eval mode", facts=facts, help=help_text)
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's notes to its own developers off the screen; what matters of them is in the error that we raise."""
+    """Keep torch's notes to its own developers off the screen; what matters of them is in the error that we raise.
+
+    What the network itself prints comes out when it is traced.
+    """
     loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
+    printed, graph = io.StringIO(), ""
     try:
-        yield
+        with contextlib.redirect_stderr(printed):
+            yield
+    except ExportError as err:
+        graph = str(getattr(err.__cause__, "partial_fx_graph", ""))
+        raise
     finally:
+        sys.stderr.write(printed.getvalue().replace(f"{graph}\n", "") if graph else printed.getvalue())
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

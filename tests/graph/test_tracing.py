@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import warnings
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from networks import Sequence
@@ -108,14 +111,159 @@ class FixesBatch(nn.Module):
         return x.reshape(2, 3, 64) * 2
 
 
-def test_control_flow_on_values_names_the_line(capfd):
-    """What cannot be traced is an error with the line of the user's code, and torch's notes stay off the screen."""
+class TakesNumber(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        n = int(x.max().item())  # the line
+        return x[:, :n]
+
+
+class LoopsOverValues(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        for i in range(x.sum().int().item()):  # the line
+            x = x + i
+        return x
+
+
+class MasksSizes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = x[x > 0]
+        return chosen.sum() if len(chosen) > 3 else x.sum()  # the line
+
+
+class CallsNumpy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(np.tanh(x.numpy()))  # the line
+
+
+class ReadsMemory(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.data_ptr() % 2  # the line
+
+
+class Asserts(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.min() >= 0  # the line
+        return x
+
+
+class HalfCond(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x[:, :1], (x,))  # the line
+
+
+class Scripted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.inner = torch.jit.script(nn.Conv2d(3, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)  # the line
+
+
+@pytest.mark.parametrize(
+    ("network", "construct", "way_out"),
+    [
+        (DependsOnValues, "a branch on the values", "torch.cond"),
+        (Asserts, "a branch on the values", "torch.where"),
+        (TakesNumber, "a number taken out of a tensor", "keep it a tensor"),
+        (LoopsOverValues, "a loop whose length depends on", "fixed number of times"),
+        (MasksSizes, "a size that depends on the values", "torch.where(mask"),
+        (CallsNumpy, "a conversion to NumPy", "torch's functions"),
+        (ReadsMemory, "compiled code that reads", "torch.library.custom_op"),
+        (HalfCond, "a torch.cond whose branches", "same shapes"),
+        (Scripted, "a scripted module: inner", "scripted from"),
+    ],
+    ids=lambda part: part.__name__ if isinstance(part, type) else "",
+)
+def test_construct_and_line_are_named(network, construct, way_out, capfd):
+    """What cannot be traced is an error with the construct, the line of the user's code and the way out; torch's notes stay off the screen."""
     with pytest.raises(ExportError, match="E333") as caught:
-        trace(DependsOnValues(), (image(),))
-    assert "if x.sum() > 0" in caught.value.facts["line"]
+        trace(network().eval(), (image(),))
+    assert caught.value.facts["construct"].startswith(construct)
+    assert way_out in caught.value.help
+    place, _, source = caught.value.facts["line"].partition(": ")
+    assert place.startswith(__file__)
+    assert source.endswith(("# the line", "# this line is to be named"))
     assert caught.value.exit_status == 5
     assert caught.value.__cause__ is not None
-    assert "Unable to find user code" not in "".join(capfd.readouterr())
+    assert "".join(capfd.readouterr()) == ""
+
+
+class Prints(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        print("the shape is", tuple(x.shape)[1:])
+        return x + 1
+
+
+def test_what_a_network_prints_goes_to_standard_error(capfd):
+    """``print`` in a network is no obstacle; standard output belongs to the result."""
+    trace(Prints(), (image(),))
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "the shape is (3, 8, 8)\n")
+
+
+class Draws(nn.Module):
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (random.random() if self.source == "python" else float(np.random.rand()))  # noqa: NPY002 - what users write
+
+
+@pytest.mark.parametrize(("source", "found"), [("python", "the random module of Python"), ("numpy", "numpy.random")])
+def test_draws_of_python_are_refused(source, found):
+    """A number drawn by Python or NumPy would become a constant without a word."""
+    with pytest.raises(ExportError, match="E335") as caught:
+        trace(Draws(source), (image(),))
+    assert found in caught.value.facts["found"]
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen = x * 2
+        return x + self.seen
+
+
+class WritesToInput(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x[:, 0] = 0
+        return x.mul_(2) + 1
+
+
+@pytest.mark.parametrize("network", [Counts(), WritesToInput()], ids=["attributes", "input"])
+def test_side_effects_do_not_change_what_is_computed(network):
+    """Attributes that a network sets are no obstacle, and a change of the input in place is recorded as it is written."""
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    traced = trace(network, (image(),))
+    assert torch.equal(traced.program.module()(x.clone()), network(x.clone()))
+
+
+class Conditional(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
+
+
+def test_torch_cond_is_traced():
+    """Control flow that torch can record keeps both branches."""
+    run = trace(Conditional(), (image(),)).program.module()
+    for x in (torch.ones(2, 3, 8, 8), -torch.ones(2, 3, 8, 8)):
+        assert torch.equal(run(x), Conditional()(x))
+
+
+def test_axes_begin_where_the_kernels_fit():
+    """An axis that may vary but not below the size of a kernel is traced all the same."""
+    network = Sequence(one=nn.Conv2d(3, 4, 3), two=nn.Conv2d(4, 2, 3)).eval()
+    run = trace(network, (image(dynamic={"0": "n", "2": "height", "3": "width"}),)).program.module()
+    x = torch.rand(1, 3, 6, 19)
+    assert torch.equal(run(x), network(x))
 
 
 def test_exception_in_forward_is_named():
