@@ -80,3 +80,9 @@ def test_the_way_to_baking_imports_no_numpy() -> None:
     """What ``bake-ema`` imports before it copies the first byte goes without NumPy, which a large file needs in another thread only."""
     code = "import sys, exporter.cli.bake_ema, exporter.cli.folders, exporter.workspace, exporter.weights.baking; print('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    """``python -m exporter`` is the program, for environments whose scripts are not on the path."""
+    done = subprocess.run([sys.executable, "-m", "exporter", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("exporter ")
