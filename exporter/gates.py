@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from exporter.artifacts import Graph, OnnxModel, Outcome, Plan, TensorSpec, Verdict
+from exporter.artifacts import Graph, OnnxModel, Outcome, Plan, Profile, TensorSpec, Verdict
 from exporter.config import Config
-from exporter.errors import ArtifactError, EnvironmentLacking, ModelNotSupported
+from exporter.errors import ArtifactError, ConfigError, EnvironmentLacking, ModelNotSupported
 from exporter.files import digest_of_settings
 from exporter.runners import Runner
 from exporter.verify import NamedFeed, OwnError, Reference
@@ -34,11 +34,12 @@ UNFUSED = "torch-unfused"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Something to be judged: its name, how to open it, and whether it is what gets shipped."""
+    """Something to be judged: its name, how to open it, whether it is what gets shipped, and the profiles of an engine."""
 
     name: str
     open: Callable[[], Runner]
     is_delivered: bool = True
+    profiles: tuple[Profile, ...] = ()
 
 
 def candidates_of(artefact: Graph | OnnxModel | Plan, config: Config, *, name: str = "") -> tuple[Candidate, ...]:
@@ -50,7 +51,7 @@ def candidates_of(artefact: Graph | OnnxModel | Plan, config: Config, *, name: s
     if isinstance(artefact, Graph):
         return (Candidate(name or "torch-fused", lambda: _torch_runner(artefact, config, name or "torch-fused"), is_delivered=False),)
     if isinstance(artefact, Plan):
-        return (Candidate(name or "tensorrt", lambda: _tensorrt_runner(artefact, config, name or "tensorrt")),)
+        return (Candidate(name or "tensorrt", lambda: _tensorrt_runner(artefact, config, name or "tensorrt"), profiles=artefact.profiles),)
     found = []
     for provider in config.onnxruntime.providers:
         short = provider.removesuffix("ExecutionProvider").lower()
@@ -73,7 +74,7 @@ class Gates:
         """Compare every candidate with the float64 reference and with the candidate before it."""
         from exporter.verify import collect_outputs, compare
 
-        feeds = self._feeds()
+        feeds = self._feeds(tuple(profile for candidate in candidates for profile in candidate.profiles))
         reference = self._reference(feeds)
         own = self._own_error(reference)
         verdicts = []
@@ -81,10 +82,11 @@ class Gates:
         for index, candidate in enumerate(candidates):
             self._tell("parity", index, len(candidates))
             with candidate.open() as runner:
-                outputs = collect_outputs(runner, feeds)
+                taken = _taken(reference, candidate)
+                outputs = collect_outputs(runner, taken.feeds)
                 verdicts.append(
                     compare(
-                        reference,
+                        taken,
                         own,
                         runner,
                         self.config.parity,
@@ -98,10 +100,20 @@ class Gates:
         self._tell("parity", len(candidates), len(candidates))
         return tuple(verdicts)
 
-    def _feeds(self) -> tuple[NamedFeed, ...]:
+    def _feeds(self, profiles: tuple[Profile, ...] = ()) -> tuple[NamedFeed, ...]:
         from exporter.verify import make_feeds
 
-        return make_feeds(self.workspace.samples, self._inputs(), self.config.samples, self.config.parity)
+        profiles = (*self._profiles(), *profiles)
+        return make_feeds(self.workspace.samples, self._inputs(), self.config.samples, self.config.parity, profiles=profiles)
+
+    def _profiles(self) -> tuple[Profile, ...]:
+        """Return the profiles that an engine has, or would have: every candidate is judged at their shapes."""
+        try:
+            return self.workspace.profiles(self._inputs())
+        except ConfigError as err:
+            if err.code != "E516":  # nothing says how large an axis is; whoever needs to know asks for samples
+                raise
+            return ()
 
     def _inputs(self) -> tuple[TensorSpec, ...]:
         """Return the inputs as every candidate takes them: with a batch of one where the exported model has a fixed batch."""
@@ -158,7 +170,8 @@ class Gates:
         """Race every candidate against the unfused model in torch, on the device of the candidate."""
         from exporter.verify import latency_feed, race
 
-        feed = latency_feed(self.workspace.samples, self._inputs(), self.config.samples, batch=self.config.latency.batch)
+        samples, batch = self.workspace.samples, self.config.latency.batch
+        feed = latency_feed(samples, self._inputs(), self.config.samples, batch=batch, profiles=self._profiles())
         verdicts = []
         for candidate in candidates:
             with candidate.open() as runner, self._unfused("float32", device=_device_of(runner)) as reference:
@@ -224,6 +237,18 @@ class Gates:
     def _tell(self, what: str, done: int, total: int) -> None:
         if not self.workspace.progress(what, done, total):
             raise KeyboardInterrupt
+
+
+def _taken(reference: Reference, candidate: Candidate) -> Reference:
+    """Return the reference on the feeds that the candidate can take: those within one of an engine's profiles."""
+    from exporter.verify.profile_shapes import takes
+
+    if not candidate.profiles:
+        return reference
+    feeds = tuple(named for named in reference.feeds if takes(candidate.profiles, {name: a.shape for name, a in next(named.chunks()).items()}))
+    left = [named.name for named in reference.feeds if named not in feeds]
+    remarks = (*reference.remarks, *([f"outside the profiles of the engine, not run: {', '.join(left)}"] if left else []))
+    return dataclasses.replace(reference, feeds=feeds, remarks=remarks)
 
 
 def _device_of(runner: Runner) -> Device:

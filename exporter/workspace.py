@@ -10,12 +10,25 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from exporter.artifacts import Checkpoint, Digest, Graph, LayoutReading, OnnxModel, Plan, Provenance, Selection, StageRecord, TensorSpec, Weights
+from exporter.artifacts import (
+    Checkpoint,
+    Digest,
+    Graph,
+    LayoutReading,
+    OnnxModel,
+    Plan,
+    Profile,
+    Provenance,
+    Selection,
+    StageRecord,
+    TensorSpec,
+    Weights,
+)
 from exporter.checkpoint import open_checkpoint
 from exporter.config import BakeConfig, Config, ModelConfig
-from exporter.errors import ArtifactError, ConfigError, FoldError
+from exporter.errors import ConfigError, FoldError
 from exporter.locations import Location
 from exporter.records import record_path
 from exporter.selection import RAW, copy_named, require_labelled, select
@@ -28,7 +41,7 @@ if TYPE_CHECKING:
     from exporter.engine import EngineSupport
     from exporter.samples import Samples
 
-__all__ = ["Progress", "Workspace", "open_artefact"]
+__all__ = ["Progress", "Workspace"]
 
 Progress: TypeAlias = Callable[[str, int, int], bool]
 """Called with what is going on, steps done and steps in all; returning False asks the work to stop."""
@@ -332,19 +345,32 @@ class Workspace:
             return None
         return self.build(self.onnx)
 
+    def profiles(self, inputs: tuple[TensorSpec, ...]) -> tuple[Profile, ...]:
+        """Return the profiles of an engine with these inputs: those of the configuration, else one made from the batches and the samples.
+
+        Raises:
+            ConfigError: a profile does not fit the inputs (E511 to E515), or nothing says how large an axis is (E516).
+        """
+        from exporter.engine import parse_profiles
+
+        texts, sizes = self.config.tensorrt.profiles, {}
+        if not texts and any(isinstance(size, str) for spec in inputs for size in spec.shape[1:]) and self.samples is not None:
+            sizes = {name: array.shape[1:] for name, array in self.samples.inputs.items()}
+        return parse_profiles(texts, inputs, batch=self.largest_batch, sizes=sizes)
+
     def build(self, model: OnnxModel) -> Plan:
         """Build the engine of ``model``, which may be one from elsewhere.
 
         Raises:
             EnvironmentLacking: TensorRT or a GPU is missing.
         """
-        from exporter.engine import build_engine, load_plan, parse_profiles, plan_key
+        from exporter.engine import build_engine, load_plan, plan_key
 
         config = self.config.tensorrt
         support = self.require_engine()
         path = self.outputs.get("engine", self.folder / f"{model.path.stem}.plan")
         with _Record(self, "engine") as record:
-            profiles = parse_profiles(config.profiles, model.inputs, batch=self.largest_batch)
+            profiles = self.profiles(model.inputs)
             key = plan_key(model.digest, config, profiles, support)
             plan, state = load_plan(path, key=key), "up to date"
             if plan is None:
@@ -369,33 +395,6 @@ class Workspace:
                 if getattr(artefact, "digest", None) is not None:
                     lineage[f"{name}_contents_sha256" if artefact.digest.of == "contents" else f"{name}_sha256"] = artefact.digest.hex
         return lineage
-
-
-def open_artefact(path: Path) -> Any:  # noqa: ANN401 - OnnxModel, Plan or Graph, by suffix
-    """Return the artefact at ``path``: a plan or a ``.pt2`` that this machine made, or any ONNX file.
-
-    Raises:
-        ArtifactError: the file is missing, of no known kind, or not provably ours.
-    """
-    if not path.is_file():
-        raise ArtifactError("E731", "there is no such artefact", facts={"file": path})
-    if path.suffix == ".onnx":
-        from exporter.onnx_export import open_onnx
-
-        return open_onnx(path)
-    if path.suffix in {".plan", ".engine", ".trt"}:
-        from exporter.engine import load_plan
-        from exporter.records import verify_record
-
-        verify_record(path)
-        return load_plan(path)
-    if path.suffix == ".pt2":
-        from exporter.graph import load_graph
-        from exporter.records import verify_record
-
-        verify_record(path)
-        return load_graph(path)
-    raise ArtifactError("E732", "this is no artefact that can be run", facts={"file": path, "expected": ".onnx, .pt2 or .plan"})
 
 
 class _Record:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from exporter.cli.screen import Screen
 from exporter.config import Config, find_config
-from exporter.workspace import Workspace, open_artefact
+from exporter.opening import open_artefact
+from exporter.workspace import Workspace
 
 if TYPE_CHECKING:
     from exporter.gates import Candidate

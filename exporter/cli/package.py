@@ -49,8 +49,8 @@ def command(
     from exporter.artifacts import OnnxModel, Plan, to_json
     from exporter.cli.folders import workspace_of
     from exporter.errors import ArtifactError
+    from exporter.opening import open_artefact
     from exporter.packaging import Serving, write_repository
-    from exporter.workspace import open_artefact
 
     workspace = workspace_of(config_with(config_path), screen)
     if artefact is None and workspace.config.tensorrt.required:

@@ -1,12 +1,14 @@
 """Optimization profiles: ``name:min,opt,max``, checked against the inputs before a builder is started.
 
 One text is one profile; several inputs are joined with ``;``; a shape is written ``1x3x224x224``. An input without dynamic axes
-need not be named. Where no profile is given, one is made: smallest batch 1, optimal and largest the batch asked for.
+need not be named. Where no profile is given, one is made: smallest batch 1, optimal and largest the batch asked for, other dynamic axes
+as the samples have them.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 
 from exporter.artifacts import Profile, TensorSpec
 from exporter.errors import ConfigError
@@ -18,16 +20,24 @@ _Shapes = tuple[_Shape, _Shape, _Shape]
 _SYNTAX = "name:min,opt,max with shapes such as 1x3x224x224; several inputs joined with ;"
 
 
-def parse_profiles(texts: tuple[str, ...], inputs: tuple[TensorSpec, ...], *, batch: int) -> tuple[Profile, ...]:
+def parse_profiles(
+    texts: tuple[str, ...], inputs: tuple[TensorSpec, ...], *, batch: int, sizes: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[Profile, ...]:
     """Return the profiles that ``texts`` describe, or one made for ``batch`` where there are none.
+
+    Args:
+        texts: one for each profile.
+        inputs: of the model.
+        batch: the largest, where a profile is made.
+        sizes: input -> its shape without the batch axis in the samples, for dynamic axes where a profile is made.
 
     Raises:
         ConfigError: the text cannot be read (E511), names no input of the model (E512), gives a shape that the input cannot have (E513),
-            is not ordered min <= opt <= max (E514), leaves a dynamic input out or names one twice (E515), or there is no text
-            and an axis beside the batch is dynamic (E516).
+            is not ordered min <= opt <= max (E514), leaves a dynamic input out or names one twice (E515), or there is no text,
+            an axis beside the batch is dynamic, and no sample says its size (E516).
     """
     if not texts:
-        return (_default_profile(inputs, batch),)
+        return (_default_profile(inputs, batch, sizes or {}),)
     return tuple(_parse_one(text, inputs) for text in texts)
 
 
@@ -36,26 +46,28 @@ def format_profile(profile: Profile) -> str:
     return ";".join(f"{name}:{','.join('x'.join(map(str, shape)) for shape in shapes)}" for name, shapes in profile.shapes.items())
 
 
-def _default_profile(inputs: tuple[TensorSpec, ...], batch: int) -> Profile:
+def _default_profile(inputs: tuple[TensorSpec, ...], batch: int, sizes: Mapping[str, tuple[int, ...]]) -> Profile:
     shapes: dict[str, _Shapes] = {}
     for spec in inputs:
-        for axis, size in enumerate(spec.shape):
-            if isinstance(size, str) and axis:
-                facts = {"input": spec.name, "shape": _show(spec), "axis": f"{axis} ({size})"}
-                raise ConfigError(
-                    "E516",
-                    "a profile is needed: an axis beside the batch is dynamic",
-                    facts=facts,
-                    help=f"[tensorrt] profiles, or --profile {spec.name}:min,opt,max",
-                )
-        fixed = tuple(int(size) for size in spec.shape[1:])
+        row = tuple(_size(spec, axis, sizes.get(spec.name, ())) for axis in range(1, len(spec.shape)))
         if spec.shape and isinstance(spec.shape[0], str):
             largest = max(1, batch)
-            shapes[spec.name] = ((1, *fixed), (largest, *fixed), (largest, *fixed))
+            shapes[spec.name] = ((1, *row), (largest, *row), (largest, *row))
         else:
-            whole = tuple(int(size) for size in spec.shape)
+            whole = (*(int(size) for size in spec.shape[:1]), *row)
             shapes[spec.name] = (whole, whole, whole)
     return Profile(shapes)
+
+
+def _size(spec: TensorSpec, axis: int, recorded: tuple[int, ...]) -> int:
+    size = spec.shape[axis]
+    if isinstance(size, int):
+        return size
+    if len(recorded) == len(spec.shape) - 1:
+        return recorded[axis - 1]
+    facts = {"input": spec.name, "shape": _show(spec), "axis": f"{axis} ({size})"}
+    help_text = f"[tensorrt] profiles, or --profile {spec.name}:min,opt,max, or samples that say the size"
+    raise ConfigError("E516", "a profile is needed: an axis beside the batch is dynamic", facts=facts, help=help_text)
 
 
 def _parse_one(text: str, inputs: tuple[TensorSpec, ...]) -> Profile:

@@ -4,23 +4,27 @@ kind      rows                                         values
 recorded  all at the largest batch size, 32 at others  as recorded
 random    ``[samples] random``                         uniform in the range of the recorded ones, else standard normal
 edge      1 to 4                                       zeros, the lowest and the highest recorded value, 10 x the range
+
+Where the profiles of an engine are known, their smallest, optimal and largest shapes are fed too: with recorded samples where these have
+the shape, else with random ones.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from exporter.artifacts import TensorSpec
+from exporter.artifacts import Profile, TensorSpec
 from exporter.config import ParityConfig, SamplesConfig
 from exporter.errors import SampleError
 from exporter.runners.base import Array, Feed
 from exporter.runners.feed_check import check_feed, numpy_dtype
 from exporter.samples import Samples
+from exporter.verify.profile_shapes import Shapes, corners, nearest_batch, rows_of
 
 __all__ = ["FeedKind", "NamedFeed", "digest_of_feeds", "latency_feed", "make_feeds"]
 
@@ -58,44 +62,78 @@ class NamedFeed:
             yield {name: array[start : start + self.batch] for name, array in self.feed.items()}
 
 
-def make_feeds(samples: Samples | None, inputs: tuple[TensorSpec, ...], config: SamplesConfig, parity: ParityConfig) -> tuple[NamedFeed, ...]:
+def make_feeds(
+    samples: Samples | None,
+    inputs: tuple[TensorSpec, ...],
+    config: SamplesConfig,
+    parity: ParityConfig,
+    *,
+    profiles: tuple[Profile, ...] = (),
+) -> tuple[NamedFeed, ...]:
     """Return the feeds of a parity check, in the order in which they are run.
+
+    Args:
+        samples: recorded ones, None where there are none.
+        inputs: of the model.
+        config: how many samples of which kind.
+        parity: the batch sizes.
+        profiles: of the engine; random and edge samples come in batches that it takes.
 
     Raises:
         SampleError: the samples do not fit the inputs (E611 to E614), samples are required and there are none (E615), an
-            axis beside the batch is dynamic and no sample says its size (E616), or there is nothing to feed (E617).
+            axis beside the batch is dynamic and neither sample nor profile says its size (E616), or there is nothing to feed (E617).
     """
     if samples is None and config.required:
         raise SampleError("E615", "samples are required and none are configured", help='[samples] path = "samples.npz", or required = false')
     fixed = fixed_batch(inputs)
-    batches = sorted({fixed} if fixed else set(parity.batches), reverse=True)
+    kept = samples.head(config.limit) if samples is not None else None
+    if kept is not None:
+        check_feed(_rows(kept.inputs, fixed) if fixed else kept.inputs, inputs, runner="samples")
+    shapes = {spec.name: _row_shape(spec, kept, profiles) for spec in inputs}
+    ranges = {spec.name: _range(spec, kept) for spec in inputs}
+    known, others = _split_corners(profiles, shapes)
+    batches = sorted({fixed} if fixed else {*parity.batches, *known}, reverse=True)
     feeds: list[NamedFeed] = []
-    kept = None
-    if samples is not None:
-        kept = samples.head(config.limit)
-        check_feed(_rows(kept.inputs, batches[0]) if fixed else kept.inputs, inputs, runner="samples")
+    if kept is not None:
         for batch in batches:
             count = len(kept) if batch == batches[0] else min(len(kept), SMALLER_BATCH_ROWS)
             feeds.append(_feed(f"{count} samples, batch {batch}", "recorded", {n: a[:count] for n, a in kept.inputs.items()}, batch))
-    shapes = {spec.name: _row_shape(spec, kept) for spec in inputs}
-    ranges = {spec.name: _range(spec, kept) for spec in inputs}
+    rng = np.random.default_rng(config.seed)
     if config.random:
-        rng = np.random.default_rng(config.seed)
+        batch = fixed or nearest_batch(profiles, shapes, config.random)
         rows = {spec.name: _random(rng, spec, (config.random, *shapes[spec.name]), ranges[spec.name]) for spec in inputs}
-        feeds.append(_feed(f"{config.random} random, batch {fixed or config.random}", "random", rows, fixed or config.random))
+        feeds.append(_feed(f"{config.random} random, batch {batch}", "random", rows, batch))
+    others += [] if kept is not None or fixed else [{name: (batch, *row) for name, row in shapes.items()} for batch in known]
+    for corner in others:
+        rows = {spec.name: _random(rng, spec, corner[spec.name], ranges[spec.name]) for spec in inputs}
+        text = "; ".join(f"{name} {'x'.join(map(str, corner[name]))}" for name in rows)
+        feeds.append(_feed(f"random, {text}", "random", rows, len(next(iter(rows.values())))))
     if config.edge:
-        feeds += _edge_feeds(inputs, shapes, ranges, fixed, config.seed)
+        feeds += _edge_feeds(inputs, shapes, ranges, lambda count: fixed or nearest_batch(profiles, shapes, count), config.seed)
     if not feeds:
         raise SampleError("E617", "there is nothing to feed the model with", help="[samples] path, random or edge: at least one of them")
     return tuple(feeds)
 
 
-def latency_feed(samples: Samples | None, inputs: tuple[TensorSpec, ...], config: SamplesConfig, *, batch: int) -> Feed:
+def _split_corners(profiles: tuple[Profile, ...], rows: Shapes) -> tuple[list[int], list[Shapes]]:
+    """Return the batch sizes of the profiles' corners that have these rows, and the corners that have others."""
+    batches, others = set(), []
+    for corner in corners(profiles):
+        if rows_of(corner) == dict(rows):
+            batches.add(next(iter(corner.values()))[0])
+        else:
+            others.append(corner)
+    return sorted(batches), others
+
+
+def latency_feed(
+    samples: Samples | None, inputs: tuple[TensorSpec, ...], config: SamplesConfig, *, batch: int, profiles: tuple[Profile, ...] = ()
+) -> Feed:
     """Return ``batch`` rows for a race: recorded samples, repeated where there are too few, else seeded random ones.
 
     Raises:
-        SampleError: E611 to E614, the samples do not fit the inputs; E616, an axis beside the batch is dynamic and no
-            sample says its size.
+        SampleError: E611 to E614, the samples do not fit the inputs; E616, an axis beside the batch is dynamic and neither a
+            sample nor a profile says its size.
     """
     fixed = fixed_batch(inputs)
     count = fixed or batch
@@ -104,7 +142,7 @@ def latency_feed(samples: Samples | None, inputs: tuple[TensorSpec, ...], config
         check_feed(feed, inputs, runner="samples")
         return feed
     rng = np.random.default_rng(config.seed)
-    return {spec.name: _random(rng, spec, (count, *_row_shape(spec, None)), None) for spec in inputs}
+    return {spec.name: _random(rng, spec, (count, *_row_shape(spec, None, profiles)), None) for spec in inputs}
 
 
 def digest_of_feeds(feeds: tuple[NamedFeed, ...]) -> str:
@@ -135,9 +173,11 @@ def _rows(feed: Feed, count: int) -> dict[str, Array]:
     return {name: array[np.arange(count) % len(array)] for name, array in feed.items()}
 
 
-def _row_shape(spec: TensorSpec, samples: Samples | None) -> tuple[int, ...]:
+def _row_shape(spec: TensorSpec, samples: Samples | None, profiles: tuple[Profile, ...]) -> tuple[int, ...]:
     if samples is not None:
         return samples.inputs[spec.name].shape[1:]
+    if profiles and spec.name in profiles[0].shapes:
+        return profiles[0].shapes[spec.name][1][1:]  # what the engine is tuned for
     sizes = tuple(size for size in spec.shape[1:] if isinstance(size, int))
     if len(sizes) != len(spec.shape) - 1:
         facts = {"input": spec.name, "found": f"({', '.join(map(str, spec.shape))})"}
@@ -168,10 +208,10 @@ def _edge_feeds(
     inputs: tuple[TensorSpec, ...],
     shapes: dict[str, tuple[int, ...]],
     ranges: dict[str, tuple[float, float] | None],
-    fixed: int | None,
+    allowed: Callable[[int], int],
     seed: int,
 ) -> list[NamedFeed]:
-    rows = fixed or 1
+    rows = allowed(1)
     unknown = (-1.0, 1.0)
     feeds = []
     for name, index in (("zeros", None), ("constant, lowest", 0), ("constant, highest", 1)):
@@ -186,7 +226,7 @@ def _edge_feeds(
         feeds.append(NamedFeed(name, "edge", constants, rows, 1))
     if any(numpy_dtype(spec.dtype).kind not in "iub" for spec in inputs):
         rng = np.random.default_rng([seed, 1])
-        count = fixed or LARGE_ROWS
+        count = allowed(LARGE_ROWS)
         large = {spec.name: _random(rng, spec, (count, *shapes[spec.name]), ranges[spec.name], LARGE_RANGE) for spec in inputs}
         feeds.append(NamedFeed(f"{LARGE_RANGE:g} x the range", "edge", large, count, count))
     return feeds

@@ -93,6 +93,17 @@ def test_an_axis_of_two_inputs_has_one_size():
     assert caught.value.facts["axis"] == "batch"
 
 
+def test_the_samples_say_the_size_of_a_dynamic_axis():
+    """Without a text, a dynamic axis beside the batch has the size that it has in the samples."""
+    sizes = {"image": (3, 48, 64), "mask": (48,), "other": (1,)}
+    (profile,) = parse_profiles((), (IMAGE, MASK, SCALE), batch=8, sizes=sizes)
+    assert profile.shapes == {
+        "image": ((1, 3, 48, 64), (8, 3, 48, 64), (8, 3, 48, 64)),
+        "mask": ((1, 48), (8, 48), (8, 48)),
+        "scale": ((2,), (2,), (2,)),
+    }
+
+
 def test_a_dynamic_axis_beside_the_batch_needs_a_profile():
     """Sizes that cannot be known are asked for, not guessed."""
     with pytest.raises(ConfigError, match="a profile is needed") as caught:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporter.artifacts import TensorSpec
+from exporter.artifacts import Profile, TensorSpec
 from exporter.config import ParityConfig, SamplesConfig
 from exporter.errors import SampleError
 from exporter.samples import Samples
@@ -98,3 +98,48 @@ def test_latency_feed_repeats_rows_to_fill_the_batch():
     feed = latency_feed(RECORDED, INPUTS, SamplesConfig(), batch=50)
     np.testing.assert_array_equal(feed["x"][45:], RECORDED.inputs["x"][:5])
     assert len(latency_feed(None, INPUTS, SamplesConfig(), batch=5)["x"]) == 5
+
+
+def profile(*batches: int, rows=(2,)) -> Profile:
+    """A profile of three batch sizes."""
+    return Profile({"x": tuple((batch, *rows) for batch in batches), "index": tuple((batch,) for batch in batches)})
+
+
+def test_the_corners_of_profiles_are_fed_with_recorded_samples():
+    """The smallest, optimal and largest batch of each profile come beside those of the configuration, all samples at the largest."""
+    feeds = make_feeds(RECORDED, INPUTS, SamplesConfig(), ParityConfig(), profiles=(profile(1, 8, 8), profile(9, 40, 40)))
+    assert [(named.batch, named.num_samples) for named in feeds if named.kind == "recorded"] == [(40, 45), (32, 32), (9, 32), (8, 32), (1, 32)]
+
+
+def test_a_profile_that_is_fed_anyway_changes_nothing():
+    """A profile whose corners are the configured batches gives the same bytes as none."""
+    plain = make_feeds(RECORDED, INPUTS, SamplesConfig(), ParityConfig())
+    assert digest_of_feeds(make_feeds(RECORDED, INPUTS, SamplesConfig(), ParityConfig(), profiles=(profile(1, 32, 32),))) == digest_of_feeds(plain)
+
+
+def test_corners_without_samples_of_that_shape_are_random():
+    """Where no sample has the shape of a corner, random values in the range of the samples have it."""
+    inputs = (TensorSpec("x", ("batch", "width"), "float32"), TensorSpec("index", ("batch",), "int64"))
+    wide = Profile({"x": ((1, 2), (4, 2), (4, 16)), "index": ((1,), (4,), (4,))})
+    feeds = {named.name: named for named in make_feeds(RECORDED, inputs, SamplesConfig(), ParityConfig(), profiles=(wide,))}
+    corner = feeds["random, x 4x16; index 4"]
+    assert (corner.kind, corner.batch, corner.feed["x"].shape) == ("random", 4, (4, 16))
+    assert corner.feed["x"].min() >= -1
+    assert corner.feed["x"].max() <= 3
+    assert "32 samples, batch 4" in feeds
+
+
+def test_random_and_edge_samples_come_in_batches_that_a_profile_takes():
+    """An engine that begins at batch 24 gets its random and edge samples in batches of 24."""
+    feeds = make_feeds(None, INPUTS, SamplesConfig(), ParityConfig(), profiles=(profile(24, 32, 64),))
+    assert {named.batch for named in feeds} == {24, 32, 64}
+    assert all(named.rows % named.batch == 0 for named in feeds)
+
+
+def test_a_profile_says_the_size_of_an_axis():
+    """Without samples, a dynamic axis has the size that the first profile is tuned for, in parity and in the race."""
+    inputs = (TensorSpec("x", ("batch", "width"), "float32"),)
+    profiles = (Profile({"x": ((1, 4), (8, 6), (8, 9))}),)
+    feeds = make_feeds(None, inputs, SamplesConfig(), ParityConfig(), profiles=profiles)
+    assert {named.feed["x"].shape[1] for named in feeds} == {4, 6, 9}
+    assert latency_feed(None, inputs, SamplesConfig(), batch=3, profiles=profiles)["x"].shape == (3, 6)
