@@ -121,9 +121,13 @@ class FoldConfig(Section):
 
 
 class OnnxConfig(Section):
-    """``[onnx]``: the exported file."""
+    """``[onnx]``: the exported file.
 
-    opset: int = setting(default=20, ge=18, le=25)
+    Attributes:
+        opset: 17 is what TensorRT 8 reads; it is made from opset 18, the oldest that torch's exporter writes.
+    """
+
+    opset: int = setting(default=20, ge=17, le=25)
     dynamic_batch: bool = True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import time
 from pathlib import Path
@@ -38,6 +39,9 @@ def run(config: Config, *, progress: Progress | None = None) -> tuple[Report, Pa
     if plan is None:
         missing = gates.engine_not_run()
     else:
+        if workspace.onnx_opset17 is not None:
+            between = candidates_of(workspace.onnx_opset17, config, name="onnx-opset17")
+            chain += [dataclasses.replace(candidate, is_delivered=False) for candidate in between]
         chain += candidates_of(plan, config)
     delivered = tuple(candidate for candidate in chain if candidate.is_delivered)
 

@@ -30,6 +30,7 @@ from exporter.checkpoint import open_checkpoint
 from exporter.config import BakeConfig, Config, ModelConfig
 from exporter.errors import ConfigError, FoldError
 from exporter.locations import Location
+from exporter.older_opset import check_with, lower_for_tensorrt_8, needs_lowering
 from exporter.records import record_path
 from exporter.selection import RAW, copy_named, require_labelled, select
 from exporter.weights import bake, identify, load_weights, read_layout, weights_key
@@ -72,6 +73,8 @@ class Workspace:
         self.outputs = dict(outputs or {})
         self.progress = progress
         self.records: list[StageRecord] = []
+        self.onnx_opset17: OnnxModel | None = None
+        """The model that the engine was built from, where its TensorRT does not read the opset of ``onnx``."""
         self._selection: Selection | None = None
 
     # ---------------------------------------------------------------------------------------------------------------
@@ -313,7 +316,8 @@ class Workspace:
             model, state = load_onnx(path, key=key), "up to date"
             if model is None:
                 self._tell("onnx", 0, 1)
-                model, state = export_onnx(graph, path, self.config.onnx, key=key), "made"
+                check = check_with(self.config, self.samples)
+                model, state = export_onnx(graph, path, self.config.onnx, key=key, check_lowered=check), "made"
                 self._tell("onnx", 1, 1)
             dynamic = ", dynamic batch" if self.config.onnx.dynamic_batch else ""
             summary = f"opset {model.opset}, {_count(model.inputs, 'input')}, {_count(model.outputs, 'output')}{dynamic}"
@@ -359,18 +363,24 @@ class Workspace:
         return parse_profiles(texts, inputs, batch=self.largest_batch, sizes=sizes)
 
     def build(self, model: OnnxModel) -> Plan:
-        """Build the engine of ``model``, which may be one from elsewhere.
+        """Build the engine of ``model``, which may be one from elsewhere; for TensorRT 8 it is lowered to opset 17 first.
 
         Raises:
             EnvironmentLacking: TensorRT or a GPU is missing.
+            ExportError: TensorRT 8 does not read the model, and it has no form that it reads (E451 to E453).
         """
         from exporter.engine import build_engine, load_plan, plan_key
 
         config = self.config.tensorrt
         support = self.require_engine()
         path = self.outputs.get("engine", self.folder / f"{model.path.stem}.plan")
+        profiles = self.profiles(model.inputs)
+        if needs_lowering(model, support.tensorrt_version):
+            with _Record(self, "onnx") as record:
+                model, is_cached = lower_for_tensorrt_8(model, self.folder, check_with(self.config, self.samples, profiles))
+                record.finish("up to date" if is_cached else "made", "opset 17 for TensorRT 8", model.path, model.digest)
+            self.onnx_opset17 = model
         with _Record(self, "engine") as record:
-            profiles = self.profiles(model.inputs)
             key = plan_key(model.digest, config, profiles, support)
             plan, state = load_plan(path, key=key), "up to date"
             if plan is None:
@@ -388,7 +398,7 @@ class Workspace:
     def lineage(self) -> dict[str, str]:
         """Return the facts handed down from the checkpoint to the last artefact that was made."""
         lineage: dict[str, str] = {}
-        for name in ("weights", "graph", "onnx", "plan"):
+        for name in ("weights", "graph", "onnx", "onnx_opset17", "plan"):
             artefact = self.__dict__.get(name)
             if artefact is not None:
                 lineage.update(artefact.provenance.lineage)

@@ -37,7 +37,8 @@ def command(
 ) -> None:
     """Build a TensorRT engine, with its sidecar, from ONNX or from what exporter.toml describes.
 
-    TensorRT runs in a process of its own. Where TensorRT or a GPU is missing the command says which, and how to get it, and
+    TensorRT 8 reads opset 17 at most: a newer model is lowered to it first, and checked in ONNX Runtime. TensorRT runs in a
+    process of its own. Where TensorRT or a GPU is missing the command says which, and how to get it, and
     leaves with exit status 6.
     """
     from exporter.artifacts import to_json
@@ -61,10 +62,12 @@ def command(
 
         model = open_onnx(onnx)
     plan = workspace.build(model)
+    lowered = workspace.onnx_opset17
     screen.close()
     shares = ", ".join(f"{name} {share:.0%}" for name, share in plan.realised_precision.items()) or "not told by the inspector"
     screen.show(
         [
+            *([f"onnx → {lowered.path}   opset 17, for TensorRT {plan.tensorrt_version}"] if lowered is not None else []),
             f"engine → {plan.path}   TensorRT {plan.tensorrt_version}   {plan.precision}   {plan.build_seconds:.1f} s   {plan.gpu}",
             f"         realised precision: {shares}",
             *(f"         profile {index}: {profile_text(profile)}" for index, profile in enumerate(plan.profiles)),

@@ -28,7 +28,7 @@ __all__ = ["command"]
 @click.option("--checkpoint", type=LocationType(), help="Weights for MODEL, where exporter.toml names none.")
 @input_option
 @fold_level_option
-@click.option("--opset", type=int, help="Operator-set version; default: 20.")
+@click.option("--opset", type=int, help="Operator-set version, 17 to 25; default: 20. 17 is what TensorRT 8 reads.")
 @click.option("--static-batch", is_flag=True, help="Fix the batch at 1.")
 @output_option("CKPT's stem + .onnx, beside the other artefacts")
 @weights_options

@@ -5,6 +5,7 @@ and write it whole or not at all, with its lineage in the file.
 
     exporting.py    the stage
     tidying.py      passes over the exported model
+    lowering/       opset 17, which torch's exporter does not write
     shapes.py       names of dynamic axes
     checking.py     what a model of ours must satisfy
     writing.py      bytes on disk, external data, record
@@ -21,12 +22,19 @@ from exporter.onnx_export.keys import onnx_key
 
 if TYPE_CHECKING:
     from exporter.onnx_export.exporting import export_onnx
+    from exporter.onnx_export.lowering.converting import lower_onnx, lowered_key
     from exporter.onnx_export.reading import open_onnx
     from exporter.onnx_export.writing import load_onnx
 
-__all__ = ["export_onnx", "load_onnx", "onnx_key", "open_onnx"]
+__all__ = ["export_onnx", "load_onnx", "lower_onnx", "lowered_key", "onnx_key", "open_onnx"]
 
-_HOMES = {"export_onnx": "exporter.onnx_export.exporting", "load_onnx": "exporter.onnx_export.writing", "open_onnx": "exporter.onnx_export.reading"}
+_HOMES = {
+    "export_onnx": "exporter.onnx_export.exporting",
+    "load_onnx": "exporter.onnx_export.writing",
+    "lower_onnx": "exporter.onnx_export.lowering.converting",
+    "lowered_key": "exporter.onnx_export.lowering.converting",
+    "open_onnx": "exporter.onnx_export.reading",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the home defines; torch and onnx are imported on first use

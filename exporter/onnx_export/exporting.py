@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import onnx_ir
@@ -24,16 +24,27 @@ from exporter.errors import ExportError
 from exporter.factories import installed_version
 from exporter.onnx_export.checking import check_against_graph
 from exporter.onnx_export.keys import LIBRARIES
+from exporter.onnx_export.lowering.converting import lower_onnx
+from exporter.onnx_export.removing import remove_onnx
 from exporter.onnx_export.shapes import fix_batch_, name_axes_
 from exporter.onnx_export.tidying import tidy_
 from exporter.onnx_export.writing import write_onnx
 
 __all__ = ["export_onnx"]
 
+OLDEST_OPSET = 18
+"""torch's exporter writes none older; opset 17 is made from it."""
 _TRAINING_CALLS = {"aten::batch_norm", "aten::native_batch_norm", "aten::_native_batch_norm_legit", "aten::cudnn_batch_norm"}
 
 
-def export_onnx(graph: Graph, path: Path, config: OnnxConfig, *, key: str) -> OnnxModel:
+def export_onnx(
+    graph: Graph,
+    path: Path,
+    config: OnnxConfig,
+    *,
+    key: str,
+    check_lowered: Callable[[OnnxModel, OnnxModel], Mapping[str, str]] | None = None,
+) -> OnnxModel:
     """Write the folded program of ``graph`` to ``path``.
 
     Inputs and outputs keep their names and order; a dynamic axis keeps its name. With ``dynamic_batch = false`` the axis called
@@ -44,14 +55,18 @@ def export_onnx(graph: Graph, path: Path, config: OnnxConfig, *, key: str) -> On
         path: an ``.onnx``; beyond 2 GiB the weights go to a file beside it, named by their digest.
         config: the opset and whether the batch is dynamic.
         key: cache key for the record, from ``onnx_key``.
+        check_lowered: for opset 17, which is made from opset 18: given both models, before the older one is written; it returns facts
+            for the lineage, or raises.
 
     Raises:
-        ExportError: the program has a BatchNorm in training mode (E401), an operator has no ONNX form (E402), or the model does
-            not pass ONNX's checker and strict shape inference (E403). Nothing was written.
+        ExportError: the program has a BatchNorm in training mode (E401), an operator has no ONNX form (E402) or none in opset 17
+            (E451, E452), or the model does not pass ONNX's checker and strict shape inference (E403). Nothing was written.
         InternalError: the model has a BatchNorm that the plan folded, or other inputs and outputs (E491).
         ArtifactError: the file could not be written (E711).
     """
     _refuse_training(graph)
+    if config.opset < OLDEST_OPSET:
+        return _export_lowered(graph, path, config, key=key, check=check_lowered)
     model = _exported(graph, config)
     name_axes_(model, graph.inputs)
     if not config.dynamic_batch:
@@ -61,6 +76,17 @@ def export_onnx(graph: Graph, path: Path, config: OnnxConfig, *, key: str) -> On
     _label_(model, graph, provenance)
     check_against_graph(model, graph, opset=config.opset)
     return write_onnx(model, path, provenance, key=key)
+
+
+def _export_lowered(
+    graph: Graph, path: Path, config: OnnxConfig, *, key: str, check: Callable[[OnnxModel, OnnxModel], Mapping[str, str]] | None
+) -> OnnxModel:
+    between = path.with_name(f".{path.stem}.opset{OLDEST_OPSET}.onnx")
+    try:
+        newer = export_onnx(graph, between, config.replace(opset=OLDEST_OPSET), key=key)
+        return lower_onnx(newer, path, key=key, provenance=_provenance(graph, config), check=check)
+    finally:
+        remove_onnx(between)
 
 
 def _refuse_training(graph: Graph) -> None:

@@ -7,6 +7,7 @@ Parity of every candidate with the float64 reference (``compare``), latency as a
 from __future__ import annotations
 
 from exporter.verify.divergence import localise, localise_onnx
+from exporter.verify.equivalence import measure_departure
 from exporter.verify.error_numbers import HISTOGRAM_EDGES
 from exporter.verify.feeds import NamedFeed, digest_of_feeds, latency_feed, make_feeds
 from exporter.verify.latency import race
@@ -32,6 +33,7 @@ __all__ = [
     "localise",
     "localise_onnx",
     "make_feeds",
+    "measure_departure",
     "measure_metric",
     "measure_own_error",
     "measure_reference",

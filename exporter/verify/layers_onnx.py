@@ -39,7 +39,7 @@ def observe_onnx(model: OnnxModel, feed: Feed) -> list[Observed]:
     nodes = list(proto.graph.node)
     raw: list[RawNode] = []
     for node in nodes:
-        place = _place_of({entry.key: entry.value for entry in node.metadata_props}, node.op_type)
+        place = _place_of({entry.key: entry.value for entry in node.metadata_props} or _noted(node.doc_string), node.op_type)
         if place is not None and node.output:
             raw.append(RawNode(node.output[0], place[0], None, place[1]))
     if not raw:
@@ -87,6 +87,12 @@ def _with_calls(raw: list[RawNode]) -> list[RawNode]:
             numbered[node.node] = seen.get(node.op, 0) if is_repeated else 0
             seen[node.op] = seen.get(node.op, 0) + 1
     return [dataclasses.replace(node, call=numbered[node.node]) for node in raw]
+
+
+def _noted(documentation: str) -> dict[str, str]:
+    """Return the module of a node whose IR version has no metadata of nodes: there it stands in the documentation."""
+    key, _, module = documentation.partition(": ")
+    return {key: module} if key == _MODULE else {}
 
 
 def _place_of(properties: Mapping[str, str], op_type: str) -> tuple[str, str] | None:

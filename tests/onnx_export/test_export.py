@@ -22,7 +22,7 @@ from exporter.artifacts import Graph, Provenance
 from exporter.config import FoldConfig, InputConfig, OnnxConfig
 from exporter.errors import ExportError, InternalError
 from exporter.graph import fold, trace
-from exporter.onnx_export import export_onnx, load_onnx, onnx_key, open_onnx
+from exporter.onnx_export import export_onnx, load_onnx, lower_onnx, onnx_key, open_onnx
 from exporter.records import record_path
 
 
@@ -119,10 +119,51 @@ def test_nothing_on_stdout_or_stderr(graph, tmp_path, capfd):
     assert "".join(capfd.readouterr()) == ""
 
 
-@pytest.mark.parametrize("opset", [18, 20, 23, 25])
+@pytest.mark.parametrize("opset", [17, 18, 20, 23, 25])
 def test_every_opset_of_the_configuration(graph, tmp_path, opset):
     """Each opset that can be asked for is the one in the file, and the checker passes."""
     assert export_onnx(graph, tmp_path / "net.onnx", OnnxConfig(opset=opset), key="k").opset == opset
+
+
+@pytest.mark.parametrize("opset", [18, 21, 23])
+def test_opset_17_computes_the_same(tmp_path, opset):
+    """A network of operators that are newer than opset 17, or changed after it, agrees with its newer self within rounding."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.layer = nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.LayerNorm(8)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            first, second = nn.functional.mish(self.norm(self.conv(nn.functional.pad(x, (1, 2, 0, 1), mode="reflect")))).chunk(2, dim=1)
+            x = nn.functional.interpolate(torch.cat([nn.functional.gelu(first), second], 1), scale_factor=2.0, mode="bilinear")
+            tokens = self.layer(x.flatten(2).transpose(1, 2))
+            mixed = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+            return mixed.amax(1) - mixed.mean(1) + nn.functional.gelu(x.mean((2, 3)), approximate="tanh"), x.logsumexp(1)
+
+    graph = folded(Network().eval(), (2, 3, 6, 6))
+    newer = export_onnx(graph, tmp_path / "newer.onnx", OnnxConfig(opset=opset), key="k")
+    older = lower_onnx(newer, tmp_path / "older.onnx", key="k")
+    assert (older.opset, older.ir_version) == (17, 8)
+    for got, want in zip(run(older.path, noise(5, 3, 6, 6).numpy()), run(newer.path, noise(5, 3, 6, 6).numpy()), strict=True):
+        assert np.linalg.norm(got - want) <= 2e-6 * np.linalg.norm(want)
+    types = {node.op_type for node in onnx.load(older.path).graph.node}
+    assert not types & {"Attention", "Gelu", "GroupNormalization", "Mish"}
+    assert "GlobalAveragePool" in types
+
+
+def test_opset_17_has_passed_the_check_before_it_is_written(graph, tmp_path):
+    """The check of an export in opset 17 sees the newer model and the older one; what it raises leaves no file."""
+    seen = []
+
+    def refuse(newer, older):
+        seen.append((newer.opset, older.opset))
+        raise ExportError("E453", "they disagree")
+
+    with pytest.raises(ExportError, match="they disagree"):
+        export_onnx(graph, tmp_path / "net.onnx", OnnxConfig(opset=17), key="k", check_lowered=refuse)
+    assert (seen, list(tmp_path.iterdir())) == ([(18, 17)], [])
 
 
 def test_fixed_batch(graph, tmp_path):

@@ -22,7 +22,7 @@ from exporter.trt_worker.serving.tensorrt_module import Messages, construct, maj
 __all__ = ["BuildRequest", "Built", "build"]
 
 _FIRST_STRONGLY_TYPED = 10
-_OLDEST_OPSET_NEWS = "TensorRT 8 reads opset 17 at most: use TensorRT 10 or newer, or an ONNX file of opset 17"
+_OLDEST_OPSET_NEWS = "TensorRT 8 knows fewer operators and needs more constants than TensorRT 10: use that, or rewrite the part that is named"
 _SHOWN_PARSER_ERRORS = 5
 _TACTIC_LIBRARIES = {  # before TensorRT 10
     "CUBLAS": ("libcublas.so.12", "libcublas.so.11"),
