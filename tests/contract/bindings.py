@@ -20,9 +20,10 @@ import platformdirs
 import pytest
 from releases import Release
 
+LARGE = os.environ.get("EXPORTER_CONTRACT_LARGE") == "1"
 REQUIRED = os.environ.get("EXPORTER_REQUIRE_CONTRACT") == "1"
 CACHE = Path(os.environ.get("EXPORTER_CONTRACT_CACHE") or Path(platformdirs.user_cache_dir("exporter")) / "contract")
-_TAG = f"cp{sys.version_info.major}{sys.version_info.minor}"
+_NUMPY = "numpy==1.26.4"  # what an interpreter of its own gets; TensorRT 8 is older than NumPy 2
 _OFFLINE: list[str] = []
 
 
@@ -63,29 +64,84 @@ def hash_of(path: Path) -> int:
     return zlib.crc32(path.read_bytes())
 
 
+def minor_for(release: Release) -> int:
+    """Return the minor version of the CPython 3 that the release is used with: this one where that is possible."""
+    return sys.version_info.minor if release.first_python <= sys.version_info.minor <= release.last_python else release.last_python
+
+
+def interpreter(release: Release) -> str:
+    """Return an interpreter for which there are bindings of the release: this one, or an older one with NumPy."""
+    if release.is_large and not LARGE:
+        pytest.skip(f"TensorRT {release} comes in one package of half a gigabyte: EXPORTER_CONTRACT_LARGE=1, or tox -e tensorrt-8")
+    if minor_for(release) == sys.version_info.minor:
+        return sys.executable
+    if not LARGE:
+        pytest.skip(f"TensorRT {release} has no bindings for Python 3.{sys.version_info.minor} (3.{release.first_python} to 3.{release.last_python})")
+    return str(environment_of(minor_for(release), f"numpy-3.{minor_for(release)}", (_NUMPY,)))
+
+
+def environment_of(minor: int, name: str, requirements: tuple[str, ...]) -> Path:
+    """Return the interpreter of an environment in the cache folder, made once."""
+    folder = CACHE / name
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        base = shutil.which(f"python3.{minor}")
+        if base is None or subprocess.run([base, "-c", ""], capture_output=True, check=False).returncode:
+            pytest.skip(f"Python 3.{minor} is missing: there are no packages of this TensorRT for Python 3.{sys.version_info.minor}")
+        subprocess.run([base, "-m", "venv", "--clear", str(folder)], check=True, capture_output=True)
+        command = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-cache-dir",
+            "--only-binary=:all:",
+            *requirements,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lacking(f"{', '.join(requirements)} could not be installed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        (folder / "complete").touch()
+    return python
+
+
 def fetch(release: Release) -> Path:
     """Return a folder with ``site`` (the package ``tensorrt_bindings``) and ``stubs``."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         pytest.skip("the bindings are fetched for Linux on x86-64 alone")
-    if not release.first_python <= sys.version_info.minor <= release.last_python:
-        pytest.skip(f"TensorRT {release} has no bindings for Python 3.{sys.version_info.minor} (3.{release.first_python} to 3.{release.last_python})")
+    interpreter(release)
     compiler()
-    folder = CACHE / f"{release.version}-{_TAG}"
+    folder = CACHE / f"{release.version}-cp3{minor_for(release)}"
     if not (folder / "complete").exists():
         wheel = download(release, CACHE / "wheels")
         shutil.rmtree(folder, ignore_errors=True)
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder / "site")
+        unpack(release, wheel, folder / "site")
         make_stubs(folder)
         (folder / "complete").touch()
     return folder
+
+
+def unpack(release: Release, wheel: Path, site: Path) -> None:
+    """Unpack the bindings; of a package with all of TensorRT, the bindings alone, under the name that other releases have."""
+    with zipfile.ZipFile(wheel) as archive:
+        if not release.is_large:
+            archive.extractall(site)
+            return
+        package = site / "tensorrt_bindings"
+        package.mkdir(parents=True)
+        (package / "tensorrt.so").write_bytes(archive.read("tensorrt/tensorrt.so"))
+        (package / "__init__.py").write_text(f'from tensorrt_bindings.tensorrt import *\n\n__version__ = "{release.version}"\n')
+    wheel.unlink()
 
 
 def download(release: Release, into: Path) -> Path:
     """Return the wheel of the bindings, from the cache folder or the registry."""
     into.mkdir(parents=True, exist_ok=True)
     name, _, version = release.package.partition("==")
-    pattern = f"{name.replace('-', '_')}-{version}-{_TAG}-*.whl"
+    tag = f"cp3{minor_for(release)}"
+    pattern = f"{name.replace('-', '_')}-{version}-{tag}-*.whl"
     if not any(into.glob(pattern)):
         if _OFFLINE:
             lacking(_OFFLINE[0])
@@ -102,17 +158,8 @@ def download(release: Release, into: Path) -> Path:
             "30",
             "--no-deps",
         ]
-        command += [
-            "--only-binary=:all:",
-            "--python-version",
-            f"3.{sys.version_info.minor}",
-            "--implementation",
-            "cp",
-            "--abi",
-            _TAG,
-            "--dest",
-            str(into),
-        ]
+        command += ["--only-binary=:all:", "--python-version", f"3.{minor_for(release)}", "--implementation", "cp", "--abi", tag, "--abi", "none"]
+        command += ["--dest", str(into)]
         for platform_tag in ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux_2_31_x86_64"):
             command += ["--platform", platform_tag]
         done = subprocess.run([*command, release.package], capture_output=True, text=True, check=False)
@@ -158,7 +205,7 @@ def stand_in_python(release: Release, folder: Path) -> Path:
         "#!/bin/sh\n"
         f"export LD_LIBRARY_PATH={fetched / 'stubs'}:{fake_driver()}\n"
         f"export PYTHONPATH={here / 'stand_in'}:{here}:{fetched / 'site'}\n"
-        f'exec {sys.executable} "$@"\n'
+        f'exec {interpreter(release)} "$@"\n'
     )
     script.chmod(0o755)
     return script

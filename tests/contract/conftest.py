@@ -10,7 +10,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from bindings import fake_driver, fetch  # noqa: E402
+from bindings import fake_driver, fetch, interpreter  # noqa: E402
 from releases import RELEASES  # noqa: E402
 
 from exporter.trt_worker import Service, Worker  # noqa: E402
@@ -23,6 +23,12 @@ def release(request):
 
 
 @pytest.fixture
+def python(release):
+    """An interpreter that the release has bindings for."""
+    return interpreter(release)
+
+
+@pytest.fixture
 def surroundings(release, monkeypatch):
     """Let a worker that is started in this test find the release's bindings, the stubs and the stand-in for the driver."""
     folder = fetch(release)
@@ -32,11 +38,11 @@ def surroundings(release, monkeypatch):
 
 
 @pytest.fixture
-def start(surroundings, monkeypatch):
+def start(surroundings, python, monkeypatch):
     """Return a function that starts a worker whose TensorRT fails as told."""
 
     def start_with(**scenario):
         monkeypatch.setenv("EXPORTER_CONTRACT_SCENARIO", json.dumps(scenario))
-        return Worker(service=Service("contract_service", str(HERE)))
+        return Worker(python, service=Service("contract_service", str(HERE)))
 
     return start_with

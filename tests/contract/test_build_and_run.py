@@ -82,7 +82,7 @@ def test_build(release, start, request_arguments):
     assert record["flags"] == {"BuilderFlag.TF32": False}
     assert record["pool"] == ["MemoryPoolType.WORKSPACE", 64 << 20]
     assert record["set"]["avg_timing_iterations"] == 8
-    assert record["set"]["builder_optimization_level"] == 2
+    assert record["set"].get("builder_optimization_level") == (2 if release.number >= (8, 6) else None)
     assert record["set"]["profiling_verbosity"] == "ProfilingVerbosity.DETAILED"
     assert record["profiles"] == PROFILES
     assert record["has_monitor"] == strongly_typed
@@ -242,6 +242,8 @@ def test_each_failure_of_a_call_is_an_error(release, start, loaded, scenario, co
 )
 def test_each_failure_of_loading_is_an_error(release, start, request_arguments, tmp_path, scenario, code):
     """A plan that this TensorRT does not take, or takes and cannot run, is an error with its code."""
+    if "engine" in scenario and release.number < (8, 6):
+        pytest.skip("every dtype of TensorRT 8.5 is one that NumPy has")
     path = tmp_path / "digits.plan"
     path.write_text(
         '{"profiles": [{"image": [[1, 1, 8, 8], [1, 1, 8, 8], [1, 1, 8, 8]]}], "output_dtype": "FP8"}'

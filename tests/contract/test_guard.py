@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -60,24 +59,24 @@ print(json.dumps(results))
 """
 
 
-def run(lines: tuple[str, ...]) -> dict[str, str]:
+def run(python: str, lines: tuple[str, ...]) -> dict[str, str]:
     """Run each line with guarded objects of the release; return what broke the contract, empty where nothing did."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(HERE), json.dumps(lines)], capture_output=True, text=True, check=False)
+    done = subprocess.run([python, "-c", SCRIPT, str(HERE), json.dumps(lines)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_a_misuse_raises(release, surroundings):
+def test_a_misuse_raises(python, surroundings):
     """Unknown attributes, wrong arity, keywords and types, and assignments to what is read-only are refused in every release."""
-    assert [line for line, reason in run(MISUSES).items() if not reason] == []
+    assert [line for line, reason in run(python, MISUSES).items() if not reason] == []
 
 
-def test_a_right_use_passes(release, surroundings):
+def test_a_right_use_passes(python, surroundings):
     """What the release has, used as its docstring says, passes."""
-    assert {line: reason for line, reason in run(RIGHT_USES).items() if reason} == {}
+    assert {line: reason for line, reason in run(python, RIGHT_USES).items() if reason} == {}
 
 
-def test_stubs_make_nothing(release, surroundings):
+def test_stubs_make_nothing(python, surroundings):
     """The real constructor, on the stubs, says of a missing GPU what the worker's code expects it to say."""
     script = """
 import json, os, sys
@@ -88,6 +87,6 @@ try:
 except TypeError as err:
     print(json.dumps(str(err)))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "factory function returned nullptr" in json.loads(done.stdout)

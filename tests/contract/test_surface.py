@@ -5,24 +5,38 @@ from __future__ import annotations
 import ast
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from exporter.trt_worker import serving
+from exporter.trt_worker.serving.features import FEATURES
 
 HERE = Path(__file__).parent
 SOURCES = sorted(Path(serving.__path__[0]).glob("*.py"))
 
-USED_ONLY_IN = {
-    # name -> (first major, first major without), for what the code uses behind a check of the version
-    "trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH": (8, 10),
-    "trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED": (10, 99),
-    "trt.IProgressMonitor": (10, 99),
-    "trt.IProgressMonitor.__init__": (10, 99),
-    "trt.TacticSource.CUBLAS": (8, 10),
-    "trt.TacticSource.CUBLAS_LT": (8, 10),
-    "trt.TacticSource.CUDNN": (8, 10),
+USED_ONLY_WITH = {
+    # name -> the feature whose presence the code asks for before it uses the name
+    "trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH": "explicit batch",
+    "trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED": "strongly typed",
+    "trt.IProgressMonitor": "progress monitor",
+    "trt.IProgressMonitor.__init__": "progress monitor",
+    "trt.TacticSource.CUBLAS": "tactic libraries",
+    "trt.TacticSource.CUBLAS_LT": "tactic libraries",
+    "trt.TacticSource.CUDNN": "tactic libraries",
 }
+
+SHOWN_BY = {
+    # feature -> a name that is there exactly where the feature is
+    "explicit batch": "trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH",
+    "tactic libraries": "trt.TacticSource.CUBLAS",
+    "optimization level": "trt.IBuilderConfig.builder_optimization_level",
+    "strongly typed": "trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED",
+    "progress monitor": "trt.IProgressMonitor",
+    "named parser errors": "trt.ParserError.node_name",
+    "parser refitter": "trt.OnnxParserRefitter",
+    "editable timing cache": "trt.BuilderFlag.EDITABLE_TIMING_CACHE",
+}
+KEPT_FOR_NOTHING = {"explicit batch", "tactic libraries"}
+"""Still named by releases that make no use of them any more: up to 10.16."""
 
 
 def names_used(text: str) -> set[str]:
@@ -42,7 +56,7 @@ def names_used(text: str) -> set[str]:
     return {name for name in found if name != "trt"}
 
 
-def missing(surroundings: Path, names: set[str]) -> list[str]:
+def missing(python: str, names: set[str]) -> list[str]:
     """Return those of ``names`` that the release's real bindings do not have."""
     script = """
 import json, os, sys
@@ -58,21 +72,33 @@ for name in json.loads(sys.argv[1]):
             break
 print(json.dumps(lacking))
 """
-    done = subprocess.run([sys.executable, "-c", script, json.dumps(sorted(names))], capture_output=True, text=True, check=True)
+    done = subprocess.run([python, "-c", script, json.dumps(sorted(names))], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def expected(names: set[str], major: int) -> set[str]:
-    """Return those of ``names`` that a major version has to have."""
-    return {name for name in names if USED_ONLY_IN.get(name, (0, 99))[0] <= major < USED_ONLY_IN.get(name, (0, 99))[1]}
+def expected(names: set[str], number: tuple[int, int]) -> set[str]:
+    """Return those of ``names`` that a release has to have."""
+    spans = {name: FEATURES[feature] for name, feature in USED_ONLY_WITH.items()}
+    return {name for name in names if name not in spans or spans[name][0] <= number < spans[name][1]}
 
 
-def test_every_name_that_is_used_exists(release, surroundings):
-    """Every ``trt.A.B`` in the worker's sources exists in this release, or its use is behind a check of the version."""
+def test_every_name_that_is_used_exists(release, python, surroundings):
+    """Every ``trt.A.B`` in the worker's sources exists in this release, or its use is behind a question for its feature."""
     used = set().union(*(names_used(source.read_text()) for source in SOURCES))
     assert {"trt.BuilderFlag.TF32", "trt.Builder", "trt.Runtime", "trt.ProfilingVerbosity.NONE"} <= used  # the scan sees something
-    assert set(USED_ONLY_IN) - {"trt.IProgressMonitor.__init__"} <= used
-    assert missing(surroundings, expected(used, int(release.version.split(".")[0]))) == []
+    assert set(USED_ONLY_WITH) - {"trt.IProgressMonitor.__init__"} <= used
+    assert missing(python, expected(used, release.number)) == []
+
+
+def test_the_table_of_features_is_that_of_the_bindings(release, python, surroundings):
+    """A release has what the table says, and lacks the rest: the table is compared with the real bindings, feature by feature."""
+    assert set(SHOWN_BY) == set(FEATURES)
+    lacking = set(missing(python, set(SHOWN_BY.values())))
+    for feature, name in SHOWN_BY.items():
+        first, end = FEATURES[feature]
+        if release.number >= end and feature in KEPT_FOR_NOTHING and release.number < (11, 0):
+            continue
+        assert (first <= release.number < end) == (name not in lacking), feature
 
 
 REMOVED = {  # a use -> the last major release that has it
@@ -84,8 +110,8 @@ REMOVED = {  # a use -> the last major release that has it
 }
 
 
-def test_the_scan_finds_what_a_release_does_not_have(release, surroundings):
+def test_the_scan_finds_what_a_release_does_not_have(release, python, surroundings):
     """A use of what a release has removed is found; this shows that the check can fail."""
-    major = int(release.version.split(".")[0])
-    lacking = set(missing(surroundings, set().union(*map(names_used, REMOVED))))
+    major = release.number[0]
+    lacking = set(missing(python, set().union(*map(names_used, REMOVED))))
     assert {line for line in REMOVED if names_used(line) & lacking} == {line for line, last in REMOVED.items() if last < major}

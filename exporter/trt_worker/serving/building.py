@@ -1,8 +1,7 @@
-"""Building a plan: one code path for TensorRT 8.6, 10 and 11, written against what all of them have.
+"""Building a plan: one code path for TensorRT 8.5 to 11, written against what all of them have.
 
-Only three things depend on the version: how a network is declared (explicit batch before 10, strongly typed from 10 on), the
-progress monitor (from 10 on), and tactics that need cuBLAS or cuDNN (before 10). Nothing is tried and forgiven: every call that
-tells of failure by False, None or -1 is checked.
+What depends on the version stands in ``features``. Nothing is tried and forgiven: every call that tells of failure by False, None or -1 is
+checked.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from typing import Any
 
 from exporter.errors import EngineBuildError, ModelNotSupported
 from exporter.trt_worker.serving.cuda import Device
+from exporter.trt_worker.serving.features import has
 from exporter.trt_worker.serving.inspecting import precision_shares
 from exporter.trt_worker.serving.loop import Call
-from exporter.trt_worker.serving.tensorrt_module import Messages, construct, major_of, make_logger
+from exporter.trt_worker.serving.tensorrt_module import Messages, construct, make_logger
 
 __all__ = ["BuildRequest", "Built", "build"]
 
-_FIRST_STRONGLY_TYPED = 10
 _OLDEST_OPSET_NEWS = "TensorRT 8 knows fewer operators and needs more constants than TensorRT 10: use that, or rewrite the part that is named"
 _SHOWN_PARSER_ERRORS = 5
 _TACTIC_LIBRARIES = {  # before TensorRT 10
@@ -85,7 +84,7 @@ def build(trt: Any, request: BuildRequest, call: Call, device: Device) -> Built:
     config = _checked(builder.create_builder_config(), "create_builder_config", messages)
     switched_off = _configure(trt, config, request, messages)
     _add_profiles(builder, network, config, request, messages)
-    if major_of(trt) >= _FIRST_STRONGLY_TYPED:
+    if has(trt, "progress monitor"):
         config.progress_monitor = _make_monitor(trt, call)
     call.progress("build", 0, 0)
     memory = builder.build_serialized_network(network, config)
@@ -107,7 +106,7 @@ def build(trt: Any, request: BuildRequest, call: Call, device: Device) -> Built:
         "disabled_tactic_sources": switched_off,
         "precision_shares": shares,
         "sha256": hashlib.sha256(plan).hexdigest(),
-        "strongly_typed": major_of(trt) >= _FIRST_STRONGLY_TYPED,
+        "strongly_typed": has(trt, "strongly typed"),
         "tensorrt_version": str(trt.__version__),
         "tensors": tensors,
         "warnings": messages.take(),
@@ -116,21 +115,22 @@ def build(trt: Any, request: BuildRequest, call: Call, device: Device) -> Built:
 
 
 def _network_flags(trt: Any) -> int:  # noqa: ANN401 - TensorRT has no types
-    if major_of(trt) >= _FIRST_STRONGLY_TYPED:  # the value of the flag differs between 10 and 11
+    if has(trt, "strongly typed"):  # the value of the flag differs between 10 and 11
         return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     return 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
 
 
 def _configure(trt: Any, config: Any, request: BuildRequest, messages: Messages) -> list[str]:  # noqa: ANN401 - TensorRT has no types
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
-    config.builder_optimization_level = request.optimization_level
+    if has(trt, "optimization level"):
+        config.builder_optimization_level = request.optimization_level
     config.avg_timing_iterations = request.timing_iterations
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if request.tf32:  # on by default in TensorRT; stated either way
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if major_of(trt) >= _FIRST_STRONGLY_TYPED:
+    if not has(trt, "tactic libraries"):
         return []
     sources = int(config.get_tactic_sources())
     switched_off = []
@@ -239,11 +239,11 @@ def _parser_error(trt: Any, parser: Any, request: BuildRequest, messages: Messag
     for index in range(min(parser.num_errors, _SHOWN_PARSER_ERRORS)):
         error = parser.get_error(index)
         place = f"node {error.node()}"
-        if major_of(trt) >= _FIRST_STRONGLY_TYPED:
+        if has(trt, "named parser errors"):
             place += f" {error.node_name()!r} ({error.node_operator()})"
         lines.append(f"{place}: {error.desc()}")
     if parser.num_errors > _SHOWN_PARSER_ERRORS:
         lines.append(f"and {parser.num_errors - _SHOWN_PARSER_ERRORS} more")
     facts = {"file": request.onnx_path, "TensorRT version": trt.__version__, "nodes": "\n".join(lines) or "none named", **messages.facts()}
-    help_text = _OLDEST_OPSET_NEWS if major_of(trt) < _FIRST_STRONGLY_TYPED else ""
+    help_text = _OLDEST_OPSET_NEWS if has(trt, "explicit batch") else ""
     return EngineBuildError("E501", "TensorRT cannot read this ONNX file; nothing was built", facts=facts, help=help_text)

@@ -17,9 +17,9 @@ from typing import Any
 
 from exporter.errors import MissingLibrary, NoGpu, VersionMismatch
 
-__all__ = ["FIRST_UNKNOWN", "OLDEST", "Messages", "check_version", "construct", "find_version", "import_tensorrt", "major_of", "make_logger"]
+__all__ = ["FIRST_UNKNOWN", "OLDEST", "Messages", "check_version", "construct", "find_version", "import_tensorrt", "make_logger"]
 
-OLDEST = (8, 6)
+OLDEST = (8, 5)
 FIRST_UNKNOWN = (12, 0)
 _KEPT_MESSAGES = 50
 _DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-bindings")
@@ -64,13 +64,8 @@ def check_version(version: str) -> None:
     """
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if len(numbers) < 2 or not OLDEST <= numbers < FIRST_UNKNOWN:
-        facts = {"interpreter": sys.executable, "found": version or "unknown", "expected": "8.6 up to 11.x"}
-        raise VersionMismatch("E856", "this version of TensorRT is not supported", facts=facts, help="pip install 'tensorrt>=8.6,<12'")
-
-
-def major_of(trt: Any) -> int:  # noqa: ANN401 - a module without types
-    """Return TensorRT's major version."""
-    return int(str(trt.__version__).split(".", maxsplit=1)[0])
+        facts = {"interpreter": sys.executable, "found": version or "unknown", "expected": "8.5 up to 11.x"}
+        raise VersionMismatch("E856", "this version of TensorRT is not supported", facts=facts, help="pip install 'tensorrt>=8.5,<12'")
 
 
 class Messages:

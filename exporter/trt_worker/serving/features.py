@@ -1,0 +1,37 @@
+"""What differs between the releases of TensorRT: the one place that says from which release on something is there, and until which.
+
+Everything that is not here is the same from 8.5 to 11. The numbers are those of the releases whose real bindings have the names; the contract
+tests compare them with nine releases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["FEATURES", "has", "release_of"]
+
+_NEVER_REMOVED = (999, 0)
+
+FEATURES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
+    # what -> (first release with it, first release without it)
+    "explicit batch": ((8, 5), (10, 0)),  # a flag of the network; from 10 on it is the only way
+    "tactic libraries": ((8, 5), (10, 0)),  # tactics of cuBLAS and cuDNN
+    "optimization level": ((8, 6), _NEVER_REMOVED),
+    "strongly typed": ((10, 0), _NEVER_REMOVED),
+    "progress monitor": ((10, 0), _NEVER_REMOVED),
+    "named parser errors": ((10, 0), _NEVER_REMOVED),
+    "parser refitter": ((10, 0), _NEVER_REMOVED),
+    "editable timing cache": ((10, 8), _NEVER_REMOVED),
+}
+
+
+def has(trt: Any, feature: str) -> bool:  # noqa: ANN401 - a module without types
+    """Whether this release of TensorRT has ``feature``."""
+    first, end = FEATURES[feature]
+    return first <= release_of(trt) < end
+
+
+def release_of(trt: Any) -> tuple[int, int]:  # noqa: ANN401 - a module without types
+    """Return TensorRT's major and minor version."""
+    major, minor = str(trt.__version__).split(".")[:2]
+    return int(major), int(minor)
