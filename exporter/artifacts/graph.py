@@ -13,9 +13,10 @@ from exporter.artifacts.sketch import Sketch
 from exporter.artifacts.specs import TensorSpec
 
 if TYPE_CHECKING:
+    import onnx
     from torch.export import ExportedProgram
 
-__all__ = ["REMEDIES", "Folded", "Graph", "Refusal", "RefusalReason"]
+__all__ = ["REMEDIES", "Folded", "FoldedOnnx", "Graph", "Refusal", "RefusalReason"]
 
 
 class RefusalReason(enum.Enum):
@@ -107,3 +108,21 @@ class Graph:
     sketch: Sketch = field(default_factory=Sketch)
     path: Path | None = None
     digest: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FoldedOnnx:
+    """An ONNX model after folding.
+
+    Attributes:
+        model: the folded model; its external data lie where those of the given model do.
+        num_batch_norms: before folding.
+        ops_before, ops_after: nodes of the outermost graph, functions inlined, without constants.
+    """
+
+    model: onnx.ModelProto
+    folded: tuple[Folded, ...]
+    refusals: tuple[Refusal, ...]
+    num_batch_norms: int
+    ops_before: int
+    ops_after: int

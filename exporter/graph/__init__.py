@@ -5,6 +5,7 @@ the plan out on a copy. Every BatchNorm is either folded or refused with its rea
 
     tracing.py      module -> exported program, with the names of inputs and outputs
     aten/           adapter to the aten graphs of torch.export: their abstract graph, their constants, plans carried out on them
+    onnx/           adapter to ONNX files, the same; without torch
     abstract.py     values, operators, roles: all that the planner sees
     through.py      how a map of each channel reads on the other side of an operator
     rewrites/       one fold per file: requires, apply
@@ -26,6 +27,7 @@ from exporter.graph.keys import graph_key
 if TYPE_CHECKING:
     from exporter.graph.folded_module import FoldedModule, fold_module
     from exporter.graph.folding import fold
+    from exporter.graph.onnx.folding import fold_onnx
     from exporter.graph.precision import fold_error_in_float64, program_in_float64
     from exporter.graph.storage import load_graph, save_graph
     from exporter.graph.tracing import Traced, trace
@@ -36,6 +38,7 @@ __all__ = [
     "fold",
     "fold_error_in_float64",
     "fold_module",
+    "fold_onnx",
     "graph_key",
     "load_graph",
     "program_in_float64",
@@ -49,6 +52,7 @@ _HOMES = {
     "fold": "exporter.graph.folding",
     "fold_error_in_float64": "exporter.graph.precision",
     "fold_module": "exporter.graph.folded_module",
+    "fold_onnx": "exporter.graph.onnx.folding",
     "load_graph": "exporter.graph.storage",
     "program_in_float64": "exporter.graph.precision",
     "save_graph": "exporter.graph.storage",

@@ -139,17 +139,23 @@ class Reshape:
 
 @dataclass(frozen=True, slots=True)
 class PixelShuffle:
-    """Blocks of ``factor`` x ``factor`` channels become pixels of one channel; the channels lie on the third axis from the end."""
+    """Blocks of ``factor`` x ``factor`` channels become pixels of one channel; the channels lie on the third axis from the end.
+
+    Attributes:
+        is_depth_first: the channels of one block do not lie side by side, but every so many: ONNX's DepthToSpace in its mode DCR.
+    """
 
     data: str
     factor: int
     axis: int
+    is_depth_first: bool = False
 
     def back(self, carried: Carried) -> Carried | Blocked:
         """Return the map in front of the operator."""
         if carried.axis != self.axis:
             return Blocked("its channels lie on another axis")
-        return Carried(self.axis, np.repeat(carried.s, self.factor**2), np.repeat(carried.t, self.factor**2))
+        spread = np.tile if self.is_depth_first else np.repeat
+        return Carried(self.axis, spread(carried.s, self.factor**2), spread(carried.t, self.factor**2))
 
     def forward(self, carried: Carried) -> Carried | Blocked:  # noqa: ARG002 - the same signature for all
         """Return the map behind the operator."""
@@ -234,7 +240,12 @@ def _reshaped(carried: Carried, source: tuple[Size, ...], target: tuple[Size, ..
     for other, channels in enumerate(target):
         if channels == size and _product(target[other + 1 :]) == behind and _product(target[:other]) == _product(source[:axis]):
             return Carried(other, carried.s, carried.t)
-    return _spread(carried, source, target) or _gathered(carried, source, target) or Blocked(f"the shape {source} becomes {target}")
+    return (
+        _spread(carried, source, target)
+        or _gathered(carried, source, target)
+        or _repeated(carried, source, target)
+        or Blocked(f"the shape {source} becomes {target}")
+    )
 
 
 def _spread(carried: Carried, source: tuple[Size, ...], target: tuple[Size, ...]) -> Carried | None:
@@ -261,6 +272,21 @@ def _gathered(carried: Carried, source: tuple[Size, ...], target: tuple[Size, ..
         s, t = carried.s.reshape(channels, run), carried.t.reshape(channels, run)
         if np.all(s == s[:, :1]) and np.all(t == t[:, :1]):
             return Carried(other, s[:, 0].copy(), t[:, 0].copy())
+    return None
+
+
+def _repeated(carried: Carried, source: tuple[Size, ...], target: tuple[Size, ...]) -> Carried | None:
+    """The channels of several images in a row, each with the same map, become channels again: (1, N C, H, W) to (N, C, H, W)."""
+    axis, size = carried.axis, carried.s.size
+    for other, channels in enumerate(target):
+        if not isinstance(channels, int) or channels == 0 or size % channels or channels == size:
+            continue
+        times = size // channels
+        if _product(target[other + 1 :]) != _product(source[axis + 1 :]) or _product(target[:other]) != _product((*source[:axis], times)):
+            continue
+        s, t = carried.s.reshape(times, channels), carried.t.reshape(times, channels)
+        if np.all(s == s[:1]) and np.all(t == t[:1]):
+            return Carried(other, s[0].copy(), t[0].copy())
     return None
 
 

@@ -1,0 +1,110 @@
+"""Chains of products and sums with constants of each channel, which are one map ``s x + t``: a BatchNorm in parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.graph.algebra import Float64
+from exporter.graph.onnx.constants import FLOATS
+from exporter.graph.onnx.facts import Facts
+from exporter.graph.onnx.nodes import is_standard, module_type_of
+
+__all__ = ["Chain", "chains_in"]
+
+_CALLED_NORM = re.compile(r"batch_?norm", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chain:
+    """Nodes in a row, each read by the next alone.
+
+    Attributes:
+        data: what the first reads.
+        axis: along which the constants vary, None where none does.
+        s, t: of the whole; of shape ``(channels,)`` or ``(1,)``.
+        scales, shifts: whether there is a product, and a sum, in it.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    data: ir.Value
+    axis: int | None
+    s: Float64
+    t: Float64
+    scales: bool
+    shifts: bool
+
+    @property
+    def is_batch_norm(self) -> bool:
+        """Return whether the file calls it one."""
+        names = (text for node in self.nodes for text in (module_type_of(node), node.name or "", node.outputs[0].name or ""))
+        return any(_CALLED_NORM.search(name) for name in names)
+
+
+def chains_in(nodes: Iterable[ir.Node], facts: Facts, taken: set[ir.Node]) -> Iterator[Chain]:
+    """Yield the chains of at least one product and one sum, each as long as it can be.
+
+    Args:
+        nodes: in the order of execution.
+        facts: what is known of the model.
+        taken: nodes that are part of something else.
+    """
+    open_chains: dict[ir.Value, Chain] = {}
+    for node in nodes:
+        step = _step(node, facts) if node not in taken else None
+        if step is None:
+            continue
+        before = open_chains.get(step.data)
+        if before is not None and len(step.data.uses()) == 1 and not step.data.is_graph_output() and _same_axis(before, step):
+            del open_chains[step.data]
+            step = _composed(before, step)
+        open_chains[node.outputs[0]] = step
+    yield from (chain for chain in open_chains.values() if chain.scales and chain.shifts and chain.axis is not None)
+
+
+def _step(node: ir.Node, facts: Facts) -> Chain | None:
+    if node.op_type not in {"Mul", "Add", "Sub", "Div"} or not is_standard(node) or facts.dtype(node.outputs[0]) not in FLOATS:
+        return None
+    for position, constant in enumerate(node.inputs):
+        data, numbers = node.inputs[1 - position], facts.known.numbers(constant)
+        if numbers is None or data is None or data in facts.known or numbers.dtype.kind != "f":
+            continue
+        shape = facts.shape(data)
+        varies = [axis for axis, size in enumerate(numbers.shape) if size != 1]
+        if shape is None or facts.shape(node.outputs[0]) != shape or numbers.ndim > len(shape) or len(varies) > 1:
+            return None
+        axis = len(shape) - numbers.ndim + varies[0] if varies else None
+        return _of_one(node, data, axis, numbers.reshape(-1), is_first=position == 0)
+    return None
+
+
+def _of_one(node: ir.Node, data: ir.Value, axis: int | None, numbers: Float64, *, is_first: bool) -> Chain | None:
+    """Return the map of one node; ``is_first`` says that the constant stands in front of the data."""
+    ones, zeros = np.ones_like(numbers), np.zeros_like(numbers)
+    if node.op_type == "Add":
+        return Chain((node,), data, axis, ones, numbers, scales=False, shifts=True)
+    if node.op_type == "Mul":
+        return Chain((node,), data, axis, numbers, zeros, scales=True, shifts=False)
+    if node.op_type == "Sub":
+        return Chain((node,), data, axis, -ones if is_first else ones, numbers if is_first else -numbers, scales=is_first, shifts=True)
+    if is_first:
+        return None  # a constant divided by the data
+    with np.errstate(divide="ignore"):
+        return Chain((node,), data, axis, 1.0 / numbers, zeros, scales=True, shifts=False)
+
+
+def _same_axis(one: Chain, other: Chain) -> bool:
+    return one.axis is None or other.axis is None or (one.axis == other.axis and one.s.size == other.s.size)
+
+
+def _composed(one: Chain, other: Chain) -> Chain:
+    """Return ``other`` after ``one``."""
+    axis = one.axis if one.axis is not None else other.axis
+    with np.errstate(invalid="ignore", over="ignore"):
+        s, t = other.s * one.s, other.s * one.t + other.t
+    nodes = (*one.nodes, *other.nodes)
+    return Chain(nodes, one.data, axis, s, t, scales=one.scales or other.scales, shifts=one.shifts or other.shifts)

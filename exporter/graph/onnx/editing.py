@@ -1,0 +1,180 @@
+"""Changing a model: new initializers, nodes that go, and what nobody reads any more."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.graph.algebra import Float64, rounded_once
+from exporter.graph.onnx.nodes import nested_graphs
+
+__all__ = ["ModelEditor"]
+
+
+class ModelEditor:
+    """Changes the outermost graph of a model in place; what nobody reads any more goes, what nobody read before stays."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.graph = model.graph
+        self.values: dict[str, ir.Value] = {value.name: value for value in model.graph.inputs if value.name}
+        self.values.update(model.graph.initializers)
+        self.values.update({value.name: value for node in model.graph for value in node.outputs if value.name})
+        self._makers = {value.name: node for node in model.graph for value in node.outputs if value.name}
+        self._taken = {*self.values, *(value.name for node in model.graph.all_nodes() for value in node.outputs if value.name)}
+        for graph in model.graph.subgraphs():
+            self._taken.update((*(value.name for value in graph.inputs if value.name), *graph.initializers))
+        self._nodes = {node.name for node in model.graph.all_nodes() if node.name}
+
+    def value(self, name: str) -> ir.Value:
+        """Return the value that stands for ``name`` by now."""
+        return self.values[name]
+
+    def node(self, name: str) -> ir.Node:
+        """Return the node that makes ``name`` in the model as it was."""
+        return self._makers[name]
+
+    def add_initializer_(self, name: str, numbers: Float64, dtype: str) -> ir.Value:
+        """Add an initializer and return it.
+
+        Args:
+            name: what it is to be called, unless that is taken.
+            numbers: float64; rounded once.
+            dtype: what they are rounded to.
+        """
+        free = self.free_name(name)
+        value = ir.Value(name=free)
+        set_tensor_(value, numbers, dtype)
+        self.graph.register_initializer(value)
+        self.values[free] = value
+        return value
+
+    def set_numbers_(self, reader: ir.Node, position: int, numbers: Float64, dtype: str) -> None:
+        """Let ``reader`` read ``numbers``, rounded once, at ``position``; other readers of what it read keep it."""
+        old = reader.inputs[position] if position < len(reader.inputs) else None
+        if old is not None and old.is_initializer() and not old.is_graph_input() and not old.is_graph_output() and len(old.uses()) == 1:
+            set_tensor_(old, numbers, dtype)
+            return
+        name = f"{reader.outputs[0].name}.bias" if old is None else (old.name or "")
+        self.give_input_(reader, position, self.add_initializer_(name, numbers, dtype))
+
+    def give_input_(self, reader: ir.Node, position: int, value: ir.Value) -> None:
+        """Let a node read ``value`` at ``position``, also where it had no such input."""
+        old = reader.inputs[position] if position < len(reader.inputs) else None
+        if position >= len(reader.inputs):
+            reader.resize_inputs(position + 1)
+        reader.replace_input_with(position, value)
+        self._forget_(old)
+
+    def take_input_away_(self, reader: ir.Node, position: int) -> None:
+        """Let a node do without its last input."""
+        old = reader.inputs[position]
+        reader.replace_input_with(position, None)
+        if position == len(reader.inputs) - 1:
+            reader.resize_inputs(position)
+        self._forget_(old)
+
+    def add_behind_(self, value: ir.Value, op_type: str, other: ir.Value) -> ir.Node:
+        """Add a node of two inputs behind the node that makes ``value``: whoever read that reads what the new one makes."""
+        node = cast("ir.Node", value.producer())
+        name = self.free_node_name(f"{node.name or op_type}_bias")
+        added = ir.Node("", op_type, [value, other], name=name, metadata_props=dict(node.metadata_props))
+        made = added.outputs[0]
+        made.shape, made.type = value.shape, value.type
+        name = value.name or ""
+        for user, position in list(value.uses()):
+            if user is not added:
+                user.replace_input_with(position, made)
+        self.graph.insert_after(node, added)
+        made.name = self.free_name(f"{name}_biased")
+        self.values[made.name] = made
+        self.values[name] = made
+        self._hand_output_over_(value, made)
+        return added
+
+    def bypass_(self, name: str, by: str) -> None:
+        """Take the operator that makes ``name`` out: its readers read ``by``; what nobody reads any more goes too."""
+        self.replace_(self.values[name], self.values[by])
+
+    def replace_(self, gone: ir.Value, stand_in: ir.Value) -> None:
+        """Let whoever read ``gone`` read ``stand_in``; what nobody reads any more goes too."""
+        for user, position in list(gone.uses()):
+            user.replace_input_with(position, stand_in)
+        for graph in [self.graph, *self.graph.subgraphs()]:
+            if graph is not self.graph:
+                for position, value in enumerate(graph.outputs):
+                    if value is gone:
+                        graph.outputs[position] = stand_in
+        for name, value in self.values.items():
+            if value is gone:
+                self.values[name] = stand_in
+        self._hand_output_over_(gone, stand_in)
+        self._forget_(gone)
+
+    def free_name(self, name: str) -> str:
+        """Return a name for a value that no other has: ``name``, or one like it."""
+        candidate, number = name or "value", 1
+        while candidate in self._taken:
+            candidate = f"{name}_folded" + (f"_{number}" if number > 1 else "")
+            number += 1
+        self._taken.add(candidate)
+        return candidate
+
+    def free_node_name(self, name: str) -> str:
+        """Return a name for a node that no other has."""
+        candidate, number = name, 1
+        while candidate in self._nodes:
+            number += 1
+            candidate = f"{name}_{number}"
+        self._nodes.add(candidate)
+        return candidate
+
+    def _hand_output_over_(self, gone: ir.Value, stand_in: ir.Value) -> None:
+        """Where ``gone`` is an output of the model, let ``stand_in`` be it, under the same name."""
+        places = [position for position, value in enumerate(self.graph.outputs) if value is gone]
+        if not places:
+            return
+        name = gone.name
+        is_free = stand_in.producer() is not None and not stand_in.is_graph_output()
+        if not is_free:
+            identity = ir.Node("", "Identity", [stand_in], name=self.free_node_name(f"{name}_identity"))
+            producer = gone.producer()
+            if producer is not None:
+                self.graph.insert_after(producer, identity)
+            else:
+                self.graph.append(identity)
+            stand_in = identity.outputs[0]
+        gone.name = self.free_name(f"{name}_unfolded")
+        stand_in.name = name
+        stand_in.shape, stand_in.type = gone.shape, gone.type
+        for position in places:
+            self.graph.outputs[position] = stand_in
+
+    def _forget_(self, value: ir.Value | None) -> None:
+        """Remove what makes ``value`` if nobody reads it any more, and what only that had read."""
+        todo = [value]
+        while todo:
+            here = todo.pop()
+            if here is None or here.uses() or here.is_graph_output():
+                continue
+            node = here.producer()
+            if node is None:
+                if here.is_initializer() and not here.is_graph_input():
+                    self.graph.initializers.pop(here.name or "", None)
+                continue
+            if node.graph is not self.graph or any(nested_graphs(node)) or any(other.uses() or other.is_graph_output() for other in node.outputs):
+                continue
+            captured = [inner for inner in node.inputs if inner is not None]
+            self.graph.remove(node, safe=True)
+            todo += captured
+
+
+def set_tensor_(value: ir.Value, numbers: Float64, dtype: str) -> None:
+    """Give an initializer other numbers, rounded once."""
+    rounded = np.ascontiguousarray(rounded_once(np.asarray(numbers, dtype=np.float64), dtype))
+    if rounded is numbers or rounded.base is not None:
+        rounded = rounded.copy()
+    tensor = ir.tensor(rounded, name=value.name)
+    value.const_value = tensor
+    value.shape, value.type = ir.Shape(rounded.shape), ir.TensorType(tensor.dtype)
