@@ -219,7 +219,7 @@ def test_opsets_that_are_not_read():
     given = model([HEAD, norm("c", "y")], CONV)
     for version in (6, onnx.defs.onnx_opset_version() + 1):
         given.opset_import[0].version = version
-        with pytest.raises(FoldError, match=f"E381.*\n.*opset {version}"):
+        with pytest.raises(FoldError, match=rf"E381.*\n.*opset {version}"):
             folded(given)
 
 
@@ -229,7 +229,7 @@ def test_what_the_fold_would_lose_is_refused():
     given.graph.sparse_initializer.append(
         helper.make_sparse_tensor(onnx.numpy_helper.from_array(np.ones(1), "s"), onnx.numpy_helper.from_array(axes(0), "i"), [3])
     )
-    with pytest.raises(FoldError, match="E382.*\n.*sparse_initializer"):
+    with pytest.raises(FoldError, match=r"E382.*\n.*sparse_initializer"):
         folded(given)
 
 
