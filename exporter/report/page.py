@@ -11,6 +11,8 @@ from markupsafe import Markup
 from exporter.artifacts import BATCH_NORM_SOURCES, LatencyEvidence, MetricEvidence, ParityEvidence, Report, TensorDrift, Verdict, to_json
 from exporter.errors import printable
 from exporter.report import phrases, pictures, units
+from exporter.report.fold_table import fold_table
+from exporter.report.network_picture import network_picture
 from exporter.report.picture import Picture
 
 __all__ = ["page_from_report"]
@@ -45,6 +47,8 @@ def page_from_report(report: Report) -> str:
         settings=list(_flat_settings(to_json(report.config))),
         drift=_largest_drift(report),
         pictures=_pictures(report),
+        network=network_picture(report),
+        **fold_table(report),
     )
 
 

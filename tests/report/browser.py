@@ -44,9 +44,11 @@ frame.onload = () => {{
   const page = frame.contentDocument, root = page.documentElement;
   const pictures = [...page.querySelectorAll("svg")].map((svg) => ({{
     title: svg.querySelector("title").textContent,
+    kind: svg.getAttribute("class") || "",
+    colours: [...svg.querySelectorAll(".mark")].map((mark) => frame.contentWindow.getComputedStyle(mark).fill),
     box: box(svg),
     texts: [...svg.querySelectorAll("text")].map((text) => [text.textContent, ...box(text)]),
-    shapes: svg.querySelectorAll("path, use, rect").length,
+    shapes: svg.querySelectorAll("path, use, rect, circle").length,
     font: svg.querySelector("text") ? frame.contentWindow.getComputedStyle(svg.querySelector("text")).fontFamily : "",
   }}));
   document.getElementById("found").textContent = JSON.stringify({{
@@ -55,6 +57,7 @@ frame.onload = () => {{
     scroll_width: root.scrollWidth,
     height: root.scrollHeight,
     fetched: frame.contentWindow.performance.getEntriesByType("resource").map((entry) => entry.name),
+    rows: [...page.querySelectorAll("table.folds tbody tr")].filter((row) => row.getClientRects().length > 0).map((row) => row.className),
     colour: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
   }});
 }};

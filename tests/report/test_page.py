@@ -9,12 +9,18 @@ import sys
 import matplotlib as mpl
 import pytest
 
-from exporter.artifacts import Outcome, Report
+from exporter.artifacts import REMEDIES, Outcome, Report
 from exporter.report.page import page_from_report
-from tests.report import builders
+from tests.report import builders, networks
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
-REPORTS = {"passing": builders.passing, "failing": builders.failing, "mixed": builders.mixed, "hostile": builders.hostile}
+REPORTS = {
+    "passing": builders.passing,
+    "failing": builders.failing,
+    "mixed": builders.mixed,
+    "hostile": builders.hostile,
+    "networked": networks.networked,
+}
 
 
 class Page(html.parser.HTMLParser):
@@ -130,6 +136,27 @@ def test_every_verdict_and_fold_is_on_the_page(rendered) -> None:
         assert item.batch_norm in text
     for item in report.refusals:
         assert item.reason.value in text
+
+
+def test_table_of_folds_can_be_filtered_without_a_script(rendered) -> None:
+    """Every BatchNorm has a row of the class of its fate; there is one filter for each fate that occurs, and each has its rule in the style."""
+    report, text, page = rendered
+    fates = [attributes["class"] for tag, attributes in page.tags if tag == "tr" and attributes.get("class")]
+    assert sorted(fates) == sorted([*("kept" for _ in report.refusals), *(item.direction for item in report.folded)])
+    filters = [attributes["id"].removeprefix("fold-") for tag, attributes in page.tags if tag == "input"]
+    assert set(filters) == {"all", *fates}
+    for fate in set(fates):
+        assert f"#fold-{fate}:checked ~ .scroll tbody tr:not(.{fate})" in text
+    labels = {attributes["for"] for tag, attributes in page.tags if tag == "label"}
+    assert labels == {f"fold-{name}" for name in filters}
+
+
+def test_what_to_do_about_kept_ones_is_said(rendered) -> None:
+    """For each reason that occurs the page names the BatchNorms and what can be done."""
+    report, _, page = rendered
+    text = " ".join(page.texts)
+    for item in report.refusals:
+        assert REMEDIES[item.reason] in text
 
 
 def test_verdict_stands_first(rendered) -> None:
