@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from exporter.artifacts import REMEDIES, Folded, Refusal, RefusalReason, Report
+from exporter.artifacts import REMEDIES, Folded, Refusal, Report
+from exporter.report import phrases
 
 __all__ = ["DIRECTIONS", "fold_table"]
 
@@ -21,15 +22,12 @@ def fold_table(report: Report) -> dict[str, Any]:
         order.setdefault(node.module, place)
     every: list[Folded | Refusal] = [*report.refusals, *report.folded]
     every.sort(key=lambda item: order.get(item.batch_norm, len(order)))
-    kept: dict[RefusalReason, list[Refusal]] = {}
-    for item in report.refusals:
-        kept.setdefault(item.reason, []).append(item)
     counts = {"all": len(every), "kept": len(report.refusals)}
     counts |= {name: sum(item.direction == name for item in report.folded) for name in DIRECTIONS}
     words = {"all": "all", "kept": "kept", **DIRECTIONS}
     return {
         "every_fold": every,
-        "kept": sorted(kept.items(), key=lambda group: -len(group[1])),
+        "kept": phrases.by_reason(report.refusals),
         "most_names": _MOST_NAMES,
         "remedies": REMEDIES,
         "directions": DIRECTIONS,

@@ -1,14 +1,12 @@
-r"""The network in few rows: products with the BatchNorms that they took, BatchNorms that stand for themselves, sums, concatenations.
+"""The network in few rows: products with the BatchNorms that they took, BatchNorms that stand for themselves, sums, concatenations.
 
 What only passes values on, and what follows an operator alone (its activation), stands in the row of that operator. Rows are in the order
 of execution. Each value that a later row reads runs down a lane of its own, as branches do in the history of a repository:
 
     lane 0 1
          o        stem
-         |\
-         | o      branch
-         |/
-         +        add
+         ├─o      branch
+         +─┘      add
 """
 
 from __future__ import annotations

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from exporter.artifacts import BakeSummary, LatencyEvidence, MetricEvidence, Outcome, OutputParity, ParityEvidence, Report, Verdict
+from exporter.artifacts import (
+    BakeSummary,
+    LatencyEvidence,
+    MetricEvidence,
+    Outcome,
+    OutputParity,
+    ParityEvidence,
+    Refusal,
+    RefusalReason,
+    Report,
+    Verdict,
+)
 from exporter.report import units
 
 __all__ = [
@@ -15,9 +26,12 @@ __all__ = [
     "bake_warnings",
     "blocks",
     "by_check",
+    "by_reason",
     "interval",
+    "kept_lines",
     "key_number",
     "limit",
+    "names_of",
     "outcome_sentence",
     "recalibration_lines",
     "required_speedup",
@@ -26,6 +40,7 @@ __all__ = [
     "worst_output",
 ]
 
+_MOST_NAMES: Final = 6
 _SPEEDUP: Final = re.compile(r">=\s*(\d+(?:\.\d+)?)")
 _BLOCKED: Final = {Outcome.FAIL: "failed", Outcome.INCONCLUSIVE: "could not be decided", Outcome.NOT_RUN: "did not run though required"}
 _SLOWDOWN: Final = re.compile(r"(\d+(?:\.\d+)?)\s*%\s*slower")
@@ -70,6 +85,25 @@ def recalibration_lines(bake: BakeSummary | None) -> tuple[str, ...]:
             f"variances of {var.layer} by {units.error(var.variance_change)} of themselves"
         )
     return tuple(lines)
+
+
+def by_reason(refusals: Sequence[Refusal]) -> list[tuple[RefusalReason, list[Refusal]]]:
+    """Return what was kept for each reason, the most frequent reason first."""
+    groups: dict[RefusalReason, list[Refusal]] = {}
+    for item in refusals:
+        groups.setdefault(item.reason, []).append(item)
+    return sorted(groups.items(), key=lambda group: -len(group[1]))
+
+
+def names_of(refusals: Sequence[Refusal], most: int) -> str:
+    """Return the names of the first of them: ``a, b, c … and 9 more``."""
+    more = f" … and {len(refusals) - most} more" if len(refusals) > most else ""
+    return ", ".join(item.batch_norm for item in refusals[:most]) + more
+
+
+def kept_lines(refusals: Sequence[Refusal]) -> tuple[str, ...]:
+    """Return a line for each reason for which BatchNorms were kept: how many, why, the names of the first."""
+    return tuple(f"{len(items)} {reason.value}: {names_of(items, _MOST_NAMES)}" for reason, items in by_reason(refusals))
 
 
 def title(verdict: Verdict) -> str:

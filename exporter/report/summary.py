@@ -33,6 +33,8 @@ def summary_from_report(report: Report) -> str:
         if advice:
             lines += ["", f"**{_escape(phrases.title(verdict))}: {verdict.outcome.value}**", ""]
             lines += [f"- {_escape(line.strip())}" for line in advice]
+    if told := phrases.kept_lines(report.refusals):
+        lines += ["", *(f"- BatchNorm kept: {_escape(line)}" for line in told)]
     if told := phrases.selection_lines(report.bake):
         lines += ["", "**Choice of the weights**", "", *(f"- {_escape(line)}" for line in told)]
     if told := phrases.recalibration_lines(report.bake):

@@ -33,6 +33,10 @@ _MARKS: Final = {Outcome.PASS: "✓", Outcome.FAIL: "✗", Outcome.INCONCLUSIVE:
 _WEIGHTY_REMARK: Final = "random inputs only"
 """The remark on a parity PASS that even the shortest screen repeats."""
 _INDENT: Final = " " * 8
+_MOST_KEPT: Final = 8
+"""Kept BatchNorms that have a line each; more of them are told by reason."""
+
+_MOST_NAMES: Final = 3
 _LABEL_WIDTH: Final = 7
 """Of ``latency``, the longest of the usual first words."""
 
@@ -118,21 +122,37 @@ def render_bake(summary: BakeSummary, path: Path) -> list[str]:
 
 
 def render_fold(folded: Sequence[Folded], refusals: Sequence[Refusal], num_batch_norms: int, ops_before: int, ops_after: int) -> list[str]:
-    """Return what folding did: counts by pattern, then every BatchNorm that was kept, with its reason."""
+    """Return what folding did: counts by pattern, then what was kept: each with its reason, or where they are many by reason."""
     patterns = collections.Counter(item.pattern for item in folded)
     parts = [f"folded {len(folded)} of {num_batch_norms} BatchNorm"]
     if patterns:
         parts.append(" · ".join(f"{pattern} {count}" for pattern, count in sorted(patterns.items(), key=lambda item: (-item[1], item[0]))))
     parts.append(f"ops {ops_before} → {ops_after}")
-    lines = ["   ".join(parts)]
+    lines = ["   ".join(parts), *(_kept_each(refusals) if len(refusals) <= _MOST_KEPT else _kept_by_reason(refusals))]
+    return [printable(line) for line in lines]
+
+
+def _kept_each(refusals: Sequence[Refusal]) -> list[str]:
     width = max((len(item.batch_norm) for item in refusals), default=0)
-    count_width = len(str(len(refusals)))
+    lines = []
     for index, item in enumerate(refusals):
-        label = f"kept   {len(refusals)}" if index == 0 else f"{'':7}{'':<{count_width}}"
+        label = f"kept   {len(refusals)}" if index == 0 else f"{'':7}{'':<{len(str(len(refusals)))}}"
         culprits = f" ({', '.join(item.culprits)})" if item.culprits else ""
         detail = f"; {item.detail}" if item.detail else ""
         lines.append(f"{label}   {item.batch_norm:<{width}}   {item.reason.value}{culprits}{detail}")
-    return [printable(line) for line in lines]
+    return lines
+
+
+def _kept_by_reason(refusals: Sequence[Refusal]) -> list[str]:
+    """Return two lines for each reason, the most frequent first: how many, and the first of them."""
+    groups = phrases.by_reason(refusals)
+    lead = " " * (len(f"kept   {len(refusals)}") + 3)
+    width = max(len(str(len(items))) for _, items in groups)
+    lines: list[str] = []
+    for reason, items in groups:
+        lines.append(f"{lead if lines else f'kept   {len(refusals)}   '}{len(items):>{width}} {reason.value}")
+        lines.append(f"{lead}{'':{width}} {phrases.names_of(items, _MOST_NAMES)}")
+    return [*lines, f"{lead}--explain shows each of them, and what stands in its way"]
 
 
 def _groups(verdicts: Iterable[Verdict]) -> list[list[Verdict]]:

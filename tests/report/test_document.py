@@ -9,10 +9,10 @@ from exporter.artifacts import Report
 from exporter.errors import ArtifactError
 from exporter.report import SCHEMA_VERSION, document_from_report, read_report, report_from_document, write_report
 from exporter.report.document import samples_from_report
-from tests.report import builders
+from tests.report import builders, networks
 
 EVERY_REPORT = pytest.mark.parametrize(
-    "build", [builders.passing, builders.failing, builders.mixed, builders.hostile], ids=lambda build: build.__name__
+    "build", [builders.passing, builders.failing, builders.mixed, builders.hostile, networks.networked], ids=lambda build: build.__name__
 )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.artifacts import Outcome, Verdict
+from exporter.artifacts import Outcome, Refusal, RefusalReason, Verdict
 from exporter.report import render_bake, render_fold, render_terminal, render_verdict
 from tests.report import builders
 
@@ -92,3 +92,18 @@ def test_not_run_gives_the_reason() -> None:
 def test_nothing_folded_is_one_line() -> None:
     """A model without BatchNorm has nothing to list."""
     assert render_fold((), (), 0, 12, 12) == ["folded 0 of 0 BatchNorm   ops 12 → 12"]
+
+
+def test_many_kept_are_told_by_reason() -> None:
+    """Eight that were kept have a line each; of more, each reason has its count and the first names, and the way to all of them is said."""
+    names = [f"layer{number}.norm" for number in range(12)]
+    reasons = [RefusalReason.BLOCKED if number % 6 == 0 else RefusalReason.NOT_LINEAR for number in range(12)]
+    refusals = tuple(Refusal(name, reason, ("act",)) for name, reason in zip(names, reasons, strict=True))
+    assert len(render_fold((), refusals[:8], 8, 12, 12)) == 9
+    assert render_fold((), refusals, 12, 30, 30)[1:] == [
+        "kept   12   10 not preceded by a linear operator",
+        "               layer1.norm, layer2.norm, layer3.norm … and 7 more",
+        "             2 an operator between them does not pass the BatchNorm's map on",
+        "               layer0.norm, layer6.norm",
+        "            --explain shows each of them, and what stands in its way",
+    ]
