@@ -146,6 +146,9 @@ class TensorrtConfig(Section):
         profiles: ``name:min,opt,max`` with shapes as ``1x3x224x224``, several inputs joined with ``;``; empty means one profile
             for every batch from 1 to the largest that is checked, tuned for that one.
         precision: of the whole network; ``tf32`` states whether float32 products may use TF32 on the tensor cores.
+        refittable: the engine takes new weights later; it is slower, and no claim of latency is made with it.
+        cache: folder of timing caches and engines; none means the user's cache folder.
+        cache_mib: room for engines in it; 0 keeps none.
     """
 
     required: bool = False
@@ -157,6 +160,9 @@ class TensorrtConfig(Section):
     timing_iterations: int = setting(default=8, ge=1)
     profiles: tuple[str, ...] = ()
     timeout_s: float = setting(default=3600.0, gt=0)
+    refittable: bool = False
+    cache: Path | None = None
+    cache_mib: int = setting(default=8192, ge=0)
 
 
 class SamplesConfig(Section):

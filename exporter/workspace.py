@@ -369,7 +369,7 @@ class Workspace:
             EnvironmentLacking: TensorRT or a GPU is missing.
             ExportError: TensorRT 8 does not read the model, and it has no form that it reads (E451 to E453).
         """
-        from exporter.engine import build_engine, load_plan, plan_key
+        from exporter.engine import cache_folder, make_engine
 
         config = self.config.tensorrt
         support = self.require_engine()
@@ -381,10 +381,7 @@ class Workspace:
                 record.finish("up to date" if is_cached else "made", "opset 17 for TensorRT 8", model.path, model.digest)
             self.onnx_opset17 = model
         with _Record(self, "engine") as record:
-            key = plan_key(model.digest, config, profiles, support)
-            plan, state = load_plan(path, key=key), "up to date"
-            if plan is None:
-                plan, state = build_engine(model, path, config, profiles, key=key, progress=self.progress), "made"
+            plan, state = make_engine(model, path, config, profiles, support, cache=cache_folder(self.config), progress=self.progress)
             record.finish(state, f"TensorRT {plan.tensorrt_version}, {plan.precision}, {plan.gpu}", plan.path, plan.digest)
         return plan
 

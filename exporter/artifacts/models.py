@@ -52,3 +52,5 @@ class Plan:
     profiles: tuple[Profile, ...]
     build_seconds: float
     provenance: Provenance
+    refittable: bool = False
+    """It takes new weights, and is slower for it: no claim of latency is made with it."""

@@ -7,8 +7,20 @@ with this machine's secret, which says what it was built from, with which settin
 from __future__ import annotations
 
 from exporter.engine.building import build_engine, plan_key
+from exporter.engine.making import cache_folder, make_engine
 from exporter.engine.plans import load_plan
 from exporter.engine.profiles import format_profile, parse_profiles
 from exporter.engine.support import EngineSupport, probe, require
 
-__all__ = ["EngineSupport", "build_engine", "format_profile", "load_plan", "parse_profiles", "plan_key", "probe", "require"]
+__all__ = [
+    "EngineSupport",
+    "build_engine",
+    "cache_folder",
+    "format_profile",
+    "load_plan",
+    "make_engine",
+    "parse_profiles",
+    "plan_key",
+    "probe",
+    "require",
+]

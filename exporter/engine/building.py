@@ -12,14 +12,16 @@ from exporter.artifacts import Digest, OnnxModel, Plan, Profile, Provenance
 from exporter.config import TensorrtConfig
 from exporter.engine.plans import plan_content, plan_from_content
 from exporter.engine.support import EngineSupport
+from exporter.engine.timing_cache import held_timing_cache, timing_key
 from exporter.errors import ArtifactError, EngineBuildError
 from exporter.files import atomic_write, digest_of_file, digest_of_settings
 from exporter.records import write_record
-from exporter.trt_worker import Worker
+from exporter.trt_worker import Reply, Worker
 
 __all__ = ["build_engine", "plan_key"]
 
-_CONTENT_SETTINGS = ("precision", "tf32", "workspace_mib", "optimization_level", "timing_iterations")
+_PROBE_LIMIT_S = 120.0
+_CONTENT_SETTINGS = ("precision", "tf32", "workspace_mib", "optimization_level", "timing_iterations", "refittable")
 """The settings that decide what a plan is; the others decide how it is made."""
 
 
@@ -44,6 +46,7 @@ def build_engine(
     *,
     key: str,
     progress: Callable[[str, int, int], bool] | None = None,
+    cache: Path | None = None,
 ) -> Plan:
     """Build the engine of ``model`` and write it to ``path``, with its sidecar ``<path>.json``.
 
@@ -55,10 +58,11 @@ def build_engine(
         key: see ``plan_key``; it goes into the sidecar and decides whether the plan is up to date.
         progress: called with phase, steps done and steps in all (0: unknown); returning False cancels the build. TensorRT before 10
             has no way to be interrupted: there the worker is ended.
+        cache: folder of timing caches; none is used where it is None.
 
     Raises:
         ArtifactError: the ONNX file is not the one that ``model`` describes (E526).
-        EngineBuildError: E501 to E507, E522, E523.
+        EngineBuildError: E501 to E507, E522, E523, E541.
         ModelNotSupported: E524.
         EnvironmentLacking: E851 to E858.
     """
@@ -73,11 +77,12 @@ def build_engine(
         "workspace_bytes": config.workspace_mib << 20,
         "optimization_level": config.optimization_level,
         "timing_iterations": config.timing_iterations,
+        "refittable": config.refittable,
     }
     with Worker(config.python) as worker:
-        reply = worker.request("build", arguments, limit_s=config.timeout_s, progress=progress)
+        reply = _request(worker, arguments, config, cache, progress)
         python_version = worker.python_version
-    if len(reply.buffers) != 1 or hashlib.sha256(reply.buffers[0]).hexdigest() != reply.value["sha256"]:
+    if not reply.buffers or hashlib.sha256(reply.buffers[0]).hexdigest() != reply.value["sha256"]:
         raise EngineBuildError("E506", "the TensorRT worker sent a damaged plan; nothing was written", facts={"file": path})
     provenance = Provenance(
         stage="engine",
@@ -98,6 +103,21 @@ def build_engine(
             "E723", "an artefact differs from its record", facts={"file": path, "found": digest, "expected": f"sha256:{reply.value['sha256']}"}
         )
     return plan_from_content(path, Digest(digest.hex), content)
+
+
+def _request(
+    worker: Worker, arguments: Mapping[str, Any], config: TensorrtConfig, cache: Path | None, progress: Callable[[str, int, int], bool] | None
+) -> Reply:
+    """Ask for a build, with the timing cache of this TensorRT and GPU where there is a folder for it."""
+    if cache is None:
+        return worker.request("build", arguments, limit_s=config.timeout_s, progress=progress)
+    found = worker.request("probe", limit_s=_PROBE_LIMIT_S).value
+    key = timing_key(found["tensorrt_version"], found["device"] or {}, config)
+    with held_timing_cache(cache, key, limit_s=config.timeout_s, progress=progress) as timing:
+        reply = worker.request("build", {**arguments, "timing_cache": True}, (timing.content,), limit_s=config.timeout_s, progress=progress)
+        if len(reply.buffers) > 1:
+            timing.keep(reply.buffers[1])
+    return reply
 
 
 def _settings(config: TensorrtConfig) -> dict[str, Any]:

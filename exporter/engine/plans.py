@@ -52,6 +52,8 @@ def plan_content(
         "profiles": [to_json(profile.shapes) for profile in profiles],
         "build_seconds": facts["build_seconds"],
         "disabled_tactic_sources": facts["disabled_tactic_sources"],
+        "refittable": config.refittable,
+        "timing_cache": facts["timing_cache"],
         "warnings": facts["warnings"],
         "provenance": to_json(provenance),
     }
@@ -71,6 +73,7 @@ def plan_from_content(path: Path, digest: Digest, content: Mapping[str, Any]) ->
         outputs=tuple(_spec(item) for item in content["outputs"]),
         profiles=tuple(Profile({name: _three(shapes) for name, shapes in item.items()}) for item in content["profiles"]),
         build_seconds=float(content["build_seconds"]),
+        refittable=bool(content.get("refittable")),
         provenance=Provenance(**content["provenance"]),
     )
 

@@ -21,7 +21,7 @@ int cuDeviceGetCount(int *count) { NEED_READY *count = (int)setting("FAKE_CUDA_D
 int cuDeviceGet(int *device, int ordinal) { NEED_READY *device = ordinal; return 0; }
 int cuDeviceGetName(char *name, int length, int device) { NEED_READY (void)device; strncpy(name, "No GPU (stand-in for tests)", (size_t)length); return 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
-  NEED_READY (void)device; *value = attribute == 75 ? 9 : attribute == 76 ? 0 : attribute == 16 ? 132 : -1; return *value < 0; }
+  NEED_READY (void)device; *value = attribute == 75 ? 9 : attribute == 76 ? 0 : attribute == 16 ? 132 : attribute == 13 ? 1980000 : attribute == 36 ? 2619000 : -1; return *value < 0; }
 int cuDeviceTotalMem_v2(size_t *size, int device) { NEED_READY (void)device; *size = (size_t)setting("FAKE_CUDA_MEMORY", 1L << 30); return 0; }
 int cuDevicePrimaryCtxRetain(void **made, int device) { NEED_READY (void)device; context = 1; *made = &context; return 0; }
 int cuCtxSetCurrent(void *which) { if (which != &context || !context) return 201; context = 2; return 0; }

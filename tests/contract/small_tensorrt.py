@@ -63,9 +63,10 @@ class Builder:
     def build_serialized_network(self, network, config):
         settings = object.__getattribute__(config, "_guard")[2]
         self.world.record["set"] = {
-            k: (v if isinstance(v, (int, str)) else str(v)) for k, v in vars(settings).items() if k not in {"world", "progress_monitor"}
+            k: (v if isinstance(v, (int, str)) else str(v)) for k, v in vars(settings).items() if k not in {"world", "progress_monitor", "timing"}
         }
         self.world.record["profiles"] = settings.profiles
+        settings.time_tactics(len(profiles_or_one(settings)))
         self.world.record["has_monitor"] = getattr(settings, "progress_monitor", None) is not None
         self.world.say(self.logger, "a warning of the builder")
         if not self.tell_progress(getattr(settings, "progress_monitor", None)):
@@ -73,7 +74,7 @@ class Builder:
         if self.world.scenario.get("builder_returns_none"):
             self.world.say(self.logger, "Could not find any implementation for node head")
             return None
-        profiles = settings.profiles or [{}]
+        profiles = profiles_or_one(settings)
         return bytearray(json.dumps({"profiles": profiles, **self.world.scenario.get("engine", {})}).encode())
 
     def tell_progress(self, monitor) -> bool:
@@ -92,6 +93,10 @@ class Builder:
         monitor.phase_finish("Timing graph nodes")
         monitor.phase_finish("Building Engine")
         return True
+
+
+def profiles_or_one(settings):
+    return settings.profiles or [{}]
 
 
 class Network:
@@ -168,11 +173,40 @@ class Config:
         self.world.record["tactic_sources"] = tactic_sources
         return not self.world.scenario.get("tactics_refused")
 
+    def create_timing_cache(self, serialized_timing_cache):
+        content = bytes(serialized_timing_cache)
+        return self.world.make(
+            "ITimingCache", TimingCache(json.loads(content) if content else {"version": str(self.world.trt.__version__), "tactics": 0})
+        )
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        assert ignore_mismatch is False
+        inner = object.__getattribute__(cache, "_guard")[2]
+        if inner.content["version"] != str(self.world.trt.__version__) or self.world.scenario.get("timing_refused"):
+            return False
+        self.timing = cache
+        return True
+
+    def get_timing_cache(self):
+        return getattr(self, "timing", None)
+
+    def time_tactics(self, count):
+        if hasattr(self, "timing"):
+            object.__getattribute__(self.timing, "_guard")[2].content["tactics"] += count
+
     def add_optimization_profile(self, profile):
         if self.world.scenario.get("profile_refused"):
             return -1
         self.profiles.append(object.__getattribute__(profile, "_guard")[2].shapes)
         return len(self.profiles) - 1
+
+
+class TimingCache:
+    def __init__(self, content) -> None:
+        self.content = content
+
+    def serialize(self):
+        return bytearray(json.dumps(self.content).encode())
 
 
 class Runtime:

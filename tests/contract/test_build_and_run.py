@@ -7,6 +7,7 @@ show is in ``tests/gpu``.
 from __future__ import annotations
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -100,6 +101,32 @@ def test_tf32_is_stated(release, start, request_arguments, tf32):
         assert worker.request("record", limit_s=60).value["flags"] == {"BuilderFlag.TF32": tf32}
 
 
+def test_a_timing_cache_goes_in_and_comes_back(release, start, request_arguments):
+    """What was measured comes back after a build, and is taken up by the next one; TensorRT is never told to overlook a mismatch."""
+    with start() as worker:
+        first = worker.request("build", {**request_arguments, "timing_cache": True}, (b"",), limit_s=60)
+        second = worker.request("build", {**request_arguments, "timing_cache": True}, (first.buffers[1],), limit_s=60)
+        without = worker.request("build", request_arguments, limit_s=60)
+    assert [reply.value["timing_cache"] for reply in (first, second, without)] == ["new", "taken up", "none"]
+    assert [json.loads(bytes(reply.buffers[1]))["tactics"] for reply in (first, second)] == [2, 4]
+    assert len(without.buffers) == 1
+
+
+def test_a_timing_cache_of_another_version_is_left_aside(release, start, request_arguments):
+    """A cache that TensorRT refuses is begun anew, and the facts say so."""
+    with start() as worker:
+        reply = worker.request("build", {**request_arguments, "timing_cache": True}, (b'{"version": "9.9", "tactics": 7}',), limit_s=60)
+    assert reply.value["timing_cache"] == "refused"
+    assert json.loads(bytes(reply.buffers[1]))["tactics"] == 2
+
+
+def test_refit_is_a_flag(release, start, request_arguments):
+    """A plan that is to take new weights is built with the flag for it."""
+    with start() as worker:
+        worker.request("build", {**request_arguments, "refittable": True}, limit_s=60)
+        assert worker.request("record", limit_s=60).value["flags"] == {"BuilderFlag.TF32": False, "BuilderFlag.REFIT": True}
+
+
 @pytest.mark.parametrize("on_request", [True, False], ids=["on request", "libraries missing"])
 def test_tactics_of_missing_libraries_are_switched_off(release, start, request_arguments, on_request):
     """Before TensorRT 10, tactics of cuBLAS and cuDNN are left out on request, or where the libraries are not there; the answer says so."""
@@ -125,13 +152,14 @@ def test_tactics_of_missing_libraries_are_switched_off(release, start, request_a
         pytest.param({"no_config": True}, "E502", EngineBuildError, "create_builder_config", id="config"),
         pytest.param({"profile_refused": True}, "E502", EngineBuildError, "refused an optimization profile", id="profile"),
         pytest.param({"shape_tensor": True}, "E524", ModelNotSupported, "decides shapes", id="shape tensor"),
+        pytest.param({"timing_refused": True}, "E502", EngineBuildError, "set_timing_cache", id="timing cache"),
         pytest.param({"layer_dtype": "FP16"}, "E507", EngineBuildError, "fp16 100.0%", id="precision"),
     ],
 )
 def test_each_failure_of_a_build_is_an_error(release, start, request_arguments, scenario, code, kind, text):
     """False, None, -1 and a null pointer are each an error with its code, with TensorRT's own words in it."""
     with start(**scenario) as worker, pytest.raises(kind) as caught:
-        worker.request("build", request_arguments, limit_s=60)
+        worker.request("build", {**request_arguments, "timing_cache": True}, (b"",), limit_s=60)
     assert caught.value.code == code
     assert text in str(caught.value)
 

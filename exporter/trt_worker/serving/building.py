@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from exporter.trt_worker.serving.features import has
 from exporter.trt_worker.serving.inspecting import precision_shares
 from exporter.trt_worker.serving.loop import Call
 from exporter.trt_worker.serving.tensorrt_module import Messages, construct, make_logger
+from exporter.trt_worker.serving.timing import begin_timing, end_timing
 
 __all__ = ["BuildRequest", "Built", "build"]
 
@@ -36,6 +38,8 @@ class BuildRequest:
 
     Attributes:
         profiles: per profile, input name -> (min, opt, max) shape.
+        refittable: the plan takes new weights later.
+        timing_cache: attach a timing cache, and hand it back.
         disable_tactic_libraries: switch tactics of cuBLAS and cuDNN off even where the libraries are there (before TensorRT 10).
     """
 
@@ -45,6 +49,8 @@ class BuildRequest:
     workspace_bytes: int
     optimization_level: int
     timing_iterations: int
+    refittable: bool = False
+    timing_cache: bool = False
     disable_tactic_libraries: bool = False
 
     @staticmethod
@@ -56,10 +62,11 @@ class BuildRequest:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A plan and what is known of it."""
+    """A plan, what is known of it, and the timing cache, where one was attached."""
 
     plan: memoryview
     facts: dict[str, Any]
+    timing_cache: Sequence[memoryview] = ()
 
 
 def build(trt: Any, request: BuildRequest, call: Call, device: Device) -> Built:  # noqa: ANN401 - TensorRT has no types
@@ -83,6 +90,7 @@ def build(trt: Any, request: BuildRequest, call: Call, device: Device) -> Built:
     call.progress("parse", 1, 1)
     config = _checked(builder.create_builder_config(), "create_builder_config", messages)
     switched_off = _configure(trt, config, request, messages)
+    timing = begin_timing(config, call.buffers[0], messages) if request.timing_cache else "none"
     _add_profiles(builder, network, config, request, messages)
     if has(trt, "progress monitor"):
         config.progress_monitor = _make_monitor(trt, call)
@@ -109,9 +117,10 @@ def build(trt: Any, request: BuildRequest, call: Call, device: Device) -> Built:
         "strongly_typed": has(trt, "strongly typed"),
         "tensorrt_version": str(trt.__version__),
         "tensors": tensors,
+        "timing_cache": timing,
         "warnings": messages.take(),
     }
-    return Built(plan, facts)
+    return Built(plan, facts, end_timing(config) if request.timing_cache else ())
 
 
 def _network_flags(trt: Any) -> int:  # noqa: ANN401 - TensorRT has no types
@@ -130,6 +139,8 @@ def _configure(trt: Any, config: Any, request: BuildRequest, messages: Messages)
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
+    if request.refittable:
+        config.set_flag(trt.BuilderFlag.REFIT)
     if not has(trt, "tactic libraries"):
         return []
     sources = int(config.get_tactic_sources())

@@ -19,6 +19,7 @@ __all__ = ["Device", "Driver", "DriverProblem", "open_driver"]
 _LIBRARY = "libcuda.so.1"
 _NON_BLOCKING = 1
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR, _NUM_MULTIPROCESSORS = 75, 76, 16
+_CLOCK_KHZ, _MEMORY_CLOCK_KHZ = 13, 36
 
 _pointer = ctypes.c_uint64
 _handle = ctypes.c_void_p
@@ -63,6 +64,9 @@ class Device:
     """The newest CUDA that the driver supports."""
     driver_version: str
     """The driver's release; empty where it does not tell."""
+    clock_khz: int = 0
+    """Peak clock of the multiprocessors; 0 where the driver does not tell."""
+    memory_clock_khz: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts for a message or a record."""
@@ -126,10 +130,14 @@ class Driver:
         self.call("cuDriverGetVersion", ctypes.byref(version))
         capability = f"{self._attribute(_COMPUTE_CAPABILITY_MAJOR)}.{self._attribute(_COMPUTE_CAPABILITY_MINOR)}"
         cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
-        return Device(name.value.decode("utf-8", "replace"), capability, self._attribute(_NUM_MULTIPROCESSORS), memory.value, cuda, _driver_version())
+        clocks = [self._attribute(number, optional=True) for number in (_CLOCK_KHZ, _MEMORY_CLOCK_KHZ)]
+        text, multiprocessors = name.value.decode("utf-8", "replace"), self._attribute(_NUM_MULTIPROCESSORS)
+        return Device(text, capability, multiprocessors, memory.value, cuda, _driver_version(), *clocks)
 
-    def _attribute(self, number: int) -> int:
+    def _attribute(self, number: int, *, optional: bool = False) -> int:
         value = ctypes.c_int()
+        if optional:
+            return value.value if self._call("cuDeviceGetAttribute", ctypes.byref(value), number, 0) == 0 else 0
         self.call("cuDeviceGetAttribute", ctypes.byref(value), number, 0)
         return value.value
 

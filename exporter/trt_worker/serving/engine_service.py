@@ -50,12 +50,12 @@ class EngineService:
         return import_tensorrt()
 
     def build(self, call: Call) -> _Answer:
-        """Build a plan and send it."""
+        """Build a plan and send it, and after it the timing cache, where one was asked for."""
         from exporter.trt_worker.serving.building import BuildRequest, build
 
         driver = self._start_cuda()
         built = build(self.tensorrt(), BuildRequest.from_json(call.arguments), call, driver.device())
-        return built.facts, (built.plan,)
+        return built.facts, (built.plan, *built.timing_cache)
 
     def load(self, call: Call) -> _Answer:
         """Load a plan."""
