@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from exporter.errors import ExporterError
     from exporter.graph import fold_module as fold
     from exporter.graph import trace
+    from exporter.graph.replay import apply_plan
     from exporter.onnx_export import export_onnx
     from exporter.pipeline import run
     from exporter.verify import compare, race
@@ -31,6 +32,7 @@ __all__ = [
     "Config",
     "ExporterError",
     "__version__",
+    "apply_plan",
     "average",
     "bake",
     "build_engine",
@@ -48,6 +50,7 @@ __all__ = [
 _HOMES = {
     "Config": "exporter.config",
     "ExporterError": "exporter.errors",
+    "apply_plan": "exporter.graph.replay",
     "average": "exporter.weights",
     "bake": "exporter.weights",
     "build_engine": "exporter.engine",

@@ -16,6 +16,7 @@ def test_exported_names_are_frozen() -> None:
         "Config",
         "ExporterError",
         "__version__",
+        "apply_plan",
         "average",
         "bake",
         "build_engine",

@@ -37,6 +37,9 @@ __all__ = ["command"]
     metavar="[PATTERN]",
     help="Draw what stands around every BatchNorm that was kept, or around those with such names. Write it last, or with =.",
 )
+@click.option(
+    "--plan", type=click.Path(path_type=Path, dir_okay=False), help="File to write the plan to, as JSON, which folds new weights of the same network."
+)
 @output_option("CKPT's stem + .fused.pt2, beside the other artefacts")
 @weights_options
 @config_option
@@ -52,6 +55,7 @@ def command(
     keep: tuple[str, ...],
     fold_level: str | None,
     explain: str | None,
+    plan: Path | None,
     output: Path | None,
     inputs: tuple[str, ...],
     config_path: Path | None,
@@ -91,8 +95,16 @@ def command(
         "sha256": graph.digest.hex if graph.digest else "",
         **explained,
     }
+    written = [f"→ {graph.path}"]
+    if plan is not None:
+        from exporter.graph.replay import write_plan
+        from exporter.graph.replay.recording import plan_of
+
+        write_plan(plan_of(graph.unfused, config.fold), plan)
+        written.append(f"→ {plan}")
+        result["plan"] = str(plan)
     if not check:
-        screen.show([f"→ {graph.path}"])
+        screen.show(written)
         screen.result(result)
         return 0
 
@@ -101,6 +113,6 @@ def command(
     verdicts = Gates(workspace).parity(candidates_of(graph, config))
     screen.close()
     status = show_verdicts(screen, verdicts)
-    screen.show([f"→ {graph.path}"])
+    screen.show(written)
     screen.result({**result, "outcome": worst(verdicts).value, "verdicts": to_json(verdicts)})
     return status

@@ -12,6 +12,8 @@ the plan out on a copy. Every BatchNorm is either folded or refused with its rea
     algebra.py      the float64 formulas, rounded once
     planning.py     abstract graph + rewrites -> plan
     explaining.py   abstract graph + what was decided -> what a person wants to see
+    attempts.py     what the planner tried, and what came of it
+    replay/         that as a file, and applied again to new weights without torch
     folding.py      the stage: all of it
     folded_module.py  the same for users of torch: a module in, a module out
     storage.py      ``.pt2`` files with a keyed record

@@ -13,7 +13,17 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Float64", "affine_from_batch_norm", "largest_of", "rounded_once", "scaled_inputs", "scaled_outputs", "shift_seen", "shifted_bias"]
+__all__ = [
+    "Float64",
+    "affine_from_batch_norm",
+    "largest_of",
+    "rounded_once",
+    "scaled_inputs",
+    "scaled_outputs",
+    "shift_seen",
+    "shifted_bias",
+    "with_input_of_ones",
+]
 
 Float64 = NDArray[np.float64]
 
@@ -88,6 +98,22 @@ def shifted_bias(bias: Float64 | None, s: Float64, t: Float64) -> Float64:
     """Return ``b' = s b + t``; ``b`` is 0 where it is None."""
     with np.errstate(invalid="ignore", over="ignore"):
         return t if bias is None else s * bias + t
+
+
+def with_input_of_ones(weight: Float64, ones: Float64, groups: int, *, is_transposed: bool) -> Float64:
+    """Return a weight with one more input channel in each group, behind the others.
+
+    Args:
+        weight: of a convolution.
+        ones: the weight of the further channel, ``(outputs, 1, *kernel)``.
+        groups: of the convolution.
+        is_transposed: whether ``weight`` is ``(inputs, outputs of a group, *kernel)``.
+    """
+    if not is_transposed:
+        return np.concatenate([weight, ones], axis=1)
+    by_group = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, inputs, outputs, *kernel) of each group
+    further = ones.reshape(groups, 1, weight.shape[1], *weight.shape[2:])
+    return np.concatenate([by_group, further], axis=1).reshape(-1, *weight.shape[1:])
 
 
 def largest_of(dtype: str) -> float:

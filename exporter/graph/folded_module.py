@@ -13,9 +13,10 @@ from torch.utils._pytree import TreeSpec
 
 from exporter.artifacts import Folded, Graph, Provenance, Refusal, TensorSpec
 from exporter.config import FoldConfig, InputConfig
-from exporter.errors import SampleError
+from exporter.errors import FoldError, SampleError
 from exporter.factories.inputs import BATCH
-from exporter.graph.folding import fold
+from exporter.graph.folding import fold_recorded
+from exporter.graph.replay.document import FoldPlan
 from exporter.graph.tracing import trace
 
 __all__ = ["FoldedModule", "Sample", "fold_module"]
@@ -47,7 +48,7 @@ class FoldedModule(nn.Module):
         inputs, outputs: names, shapes and dtypes; a text in a shape is an axis that may vary.
     """
 
-    def __init__(self, graph: Graph, original: nn.Module) -> None:
+    def __init__(self, graph: Graph, plan: FoldPlan | FoldError, original: nn.Module) -> None:
         super().__init__()
         program = graph.folded_program.module(check_guards=False)
         _part_from_(program, original)
@@ -58,7 +59,19 @@ class FoldedModule(nn.Module):
         self.refusals: tuple[Refusal, ...] = graph.refusals
         self.inputs: tuple[TensorSpec, ...] = graph.inputs
         self.outputs: tuple[TensorSpec, ...] = graph.outputs
+        self._plan = plan
         super().train(mode=False)
+
+    @property
+    def plan(self) -> FoldPlan:
+        """Return the plan that folds new weights of the same network: ``exporter.apply_plan``.
+
+        Raises:
+            FoldError: this fold cannot be applied again by numbers alone (E360).
+        """
+        if isinstance(self._plan, FoldError):
+            raise self._plan
+        return self._plan
 
     @property
     def _in_spec(self) -> TreeSpec:
@@ -110,8 +123,8 @@ def fold_module(
     """
     inputs = tuple(_input(name, tensor, (dynamic or {}).get(name, {})) for name, tensor in _named(module, sample))
     with _in_eval_mode(module):
-        graph = fold(trace(module, inputs), config or FoldConfig(), provenance=Provenance("graph"))
-    return FoldedModule(graph, module)
+        graph, plan = fold_recorded(trace(module, inputs), config or FoldConfig(), provenance=Provenance("graph"))
+    return FoldedModule(graph, plan, module)
 
 
 def _named(module: nn.Module, sample: object) -> list[tuple[str, Tensor]]:

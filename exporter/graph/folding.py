@@ -5,18 +5,22 @@ from __future__ import annotations
 import collections
 import dataclasses
 
+from torch.export import ExportedProgram
+
 from exporter.artifacts import Folded, Graph, Provenance, Refusal, RefusalReason
 from exporter.config import FoldConfig
-from exporter.errors import InternalError
+from exporter.errors import FoldError, InternalError
 from exporter.factories import installed_version
-from exporter.graph.aten.constants import compute_constants
+from exporter.graph.aten.constants import Computed, compute_constants
 from exporter.graph.aten.reading import ProgramConstants, abstract_graph, count_batch_norms, count_calls, nested_batch_norms
 from exporter.graph.aten.surgery import folded_program
 from exporter.graph.explaining import sketch_of
 from exporter.graph.planning import Plan, make_plan
+from exporter.graph.replay.document import FoldPlan
+from exporter.graph.replay.recording import recorded
 from exporter.graph.tracing import Traced
 
-__all__ = ["fold"]
+__all__ = ["fold", "fold_recorded"]
 
 
 def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph:
@@ -30,6 +34,11 @@ def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph
     Raises:
         InternalError: the folded program does not pass torch's verifier, or differs from the plan (E391, E392).
     """
+    return fold_recorded(traced, config, provenance=provenance)[0]
+
+
+def fold_recorded(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> tuple[Graph, FoldPlan | FoldError]:
+    """Fold as ``fold`` does, and return the plan to be applied again too, or why there is none."""
     program = traced.program
     computed = compute_constants(program)
     abstract = abstract_graph(computed.program)
@@ -42,10 +51,11 @@ def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph
     folded = folded_program(computed.program, plan)
     num_left = count_batch_norms(folded)
     _check_against_plan(plan, num_seen, num_left)
+    record = _recorded(program, computed, plan, folded)
     ahead = tuple(Folded(name, "a constant", "constant", 0, 1.0, "constant") for name in computed.batch_norms)
     plan = dataclasses.replace(plan, folded=(*ahead, *plan.folded), refusals=(*plan.refusals, *nested))
     num_batch_norms = num_seen + len(nested) + len(ahead) + plan.num_affine
-    return Graph(
+    graph = Graph(
         unfused=program,
         folded_program=folded,
         inputs=traced.inputs,
@@ -58,6 +68,14 @@ def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph
         provenance=_extended(provenance, plan, num_batch_norms),
         sketch=sketch,
     )
+    return graph, record
+
+
+def _recorded(program: ExportedProgram, computed: Computed, plan: Plan, folded: ExportedProgram) -> FoldPlan | FoldError:
+    try:
+        return recorded(program, computed, plan, folded)
+    except FoldError as err:
+        return err
 
 
 def _check_against_plan(plan: Plan, num_before: int, num_after: int) -> None:

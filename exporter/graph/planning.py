@@ -5,12 +5,11 @@ from __future__ import annotations
 import fnmatch
 from dataclasses import dataclass
 
-import numpy as np
-
 from exporter.artifacts import Folded, Refusal, RefusalReason
 from exporter.config import FoldConfig
 from exporter.graph.abstract import AbstractGraph, Operator
-from exporter.graph.algebra import Float64, largest_of
+from exporter.graph.algebra import Float64
+from exporter.graph.attempts import Attempt, attempt_of, num_not_finite
 from exporter.graph.rewrites import REWRITES, Constants, Copy, LinearNumbers, Rewrite, Rewritten
 from exporter.graph.rewrites.contract import Bypass, linear_of
 from exporter.graph.rewrites.objections import affine_of
@@ -44,6 +43,7 @@ class Plan:
         copies: operators that there are twice from now on; made first, in order.
         numbers: new weights and biases.
         bypasses: operators that go, in order, each with the value that is read in place of its output.
+        attempts: what fitted the graph around a BatchNorm, in order, whether its numbers allowed it or not.
         num_affine: folds of products and sums with constants that nobody calls a BatchNorm.
     """
 
@@ -53,6 +53,7 @@ class Plan:
     refusals: tuple[Refusal, ...]
     num_affine: int = 0
     copies: tuple[Copy, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
 
 
 def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig) -> Plan:
@@ -105,7 +106,7 @@ def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig) ->
     kept = tuple(refusals[name] for name in order if name in refusals and name not in folded and name in must_explain)
     done_ = tuple(folded[name] for name in order if name in folded)
     num_affine = sum(name not in must_explain for name in folded)
-    return Plan(working.new_numbers(graph), tuple(bypasses), done_, kept, num_affine, tuple(copies))
+    return Plan(working.new_numbers(graph), tuple(bypasses), done_, kept, num_affine, tuple(copies), tuple(working.attempts))
 
 
 def _exclusion(name: str, config: FoldConfig) -> str:
@@ -119,9 +120,10 @@ def _attempt(graph: AbstractGraph, affine: Operator, rewrite: Rewrite, working: 
     if isinstance(match, Refusal):
         return match
     rewritten = rewrite.apply(match, working)
+    objection = rewritten if isinstance(rewritten, Refusal) else _too_large(graph, affine, rewritten)
+    working.attempts.append(attempt_of(rewrite, match, rewritten, objection, is_finite=objection is None))
     if isinstance(rewritten, Refusal):
         return rewritten
-    objection = _too_large(graph, affine, rewritten)
     if objection is not None:
         return objection
     first = match.absorbers[0]
@@ -137,7 +139,7 @@ def _too_large(graph: AbstractGraph, affine: Operator, rewritten: Rewritten) -> 
         operator = graph.operators[originals.get(name, name)]
         dtype = graph.values[linear_of(operator).weight].dtype
         for numbers in new.arrays:
-            num_lost = int(np.count_nonzero(~(np.abs(numbers) <= largest_of(dtype))))
+            num_lost = num_not_finite(numbers, dtype)
             if num_lost:
                 detail = f"{num_lost} of {numbers.size} folded numbers are not finite in {dtype}"
                 return Refusal(affine.module, RefusalReason.OUT_OF_RANGE, (operator.label,), detail)
@@ -165,6 +167,7 @@ class _Working:
     def __init__(self, constants: Constants) -> None:
         self._constants = constants
         self._new: dict[str, LinearNumbers] = {}
+        self.attempts: list[Attempt] = []
 
     def read(self, value: str) -> Float64:
         return self._constants.read(value)

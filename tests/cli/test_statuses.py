@@ -120,7 +120,7 @@ def test_options_are_frozen() -> None:
         "inspect": ["--decay", "--depth", "--digest", "--tree"],
         "bake-ema": ["--config", "--select", "--metric", "--model", "--output", "--under", *weights],
         "average": ["--config", "--model", "--output", "--post-hoc", "--share", "--sigma-rels", "--under", *weights],
-        "fuse-bn": ["--check", "--checkpoint", "--config", "--explain", "--fold-level", "--input", "--keep", "--output", *weights],
+        "fuse-bn": ["--check", "--checkpoint", "--config", "--explain", "--fold-level", "--input", "--keep", "--output", "--plan", *weights],
         "export-onnx": ["--checkpoint", "--config", "--fold-level", "--input", "--opset", "--output", "--static-batch", *weights],
         "build-trt": ["--config", "--optimization-level", "--output", "--profile", "--python", "--tf32", "--workspace-mib"],
         "package": ["--config", "--device", "--instances", "--max-batch", "--name", "--queue-delay-us", "--triton"],

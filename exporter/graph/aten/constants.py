@@ -37,11 +37,13 @@ class Computed:
         program: the changed copy, or the program itself where there was nothing to compute.
         exact: name of a computed constant -> its numbers before they were rounded.
         batch_norms: names of the modules of the BatchNorms that were computed ahead.
+        nodes: name of a computed constant -> the node of the given program that it stands for.
     """
 
     program: ExportedProgram
     exact: Mapping[str, Float64] = field(default_factory=dict)
     batch_norms: tuple[str, ...] = ()
+    nodes: Mapping[str, str] = field(default_factory=dict)
 
 
 def compute_constants(program: ExportedProgram) -> Computed:
@@ -53,6 +55,7 @@ def compute_constants(program: ExportedProgram) -> Computed:
     values: dict[torch.fx.Node, Any] = {}
     editor = ProgramEditor(program)
     exact: dict[str, Float64] = {}
+    nodes: dict[str, str] = {}
     with torch.no_grad():
         for node in wanted:
             numbers = _evaluated(program, node, constant, values).detach().to("cpu", torch.float64).numpy()
@@ -60,11 +63,12 @@ def compute_constants(program: ExportedProgram) -> Computed:
             name = ".".join(filter(None, (module_of(node), f"computed_{node.name}")))
             created = editor.add_constant_(editor.nodes[like.name], numbers, name, dtype=node.meta["val"].dtype)
             exact[editor.target_of(created)] = numbers
+            nodes[editor.target_of(created)] = node.name
             editor.replace_(node.name, created)
     changed = editor.finished()
     left = {node.name for node in changed.graph.nodes}
     gone = tuple(module_of(node) or node.name for node in program.graph.nodes if operator_kind(node) in BATCH_NORMS and node.name not in left)
-    return Computed(changed, exact, gone)
+    return Computed(changed, exact, gone, nodes)
 
 
 def _constant_nodes(program: ExportedProgram) -> dict[torch.fx.Node, str]:

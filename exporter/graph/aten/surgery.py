@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from exporter.graph.algebra import Float64
+from exporter.graph.algebra import Float64, with_input_of_ones
 from exporter.graph.aten.calls import arguments_of, operator_kind
 from exporter.graph.aten.editing import ProgramEditor
 from exporter.graph.planning import NewNumbers, Plan
@@ -43,7 +42,7 @@ def _write_(editor: ProgramEditor, new: NewNumbers) -> None:
     numbers = new.weight
     if new.ones is not None:
         groups = int(call["groups"])
-        numbers = _with_ones(new.weight, new.ones, groups, is_transposed=_is_transposed(product))
+        numbers = with_input_of_ones(new.weight, new.ones, groups, is_transposed=_is_transposed(product))
         _append_ones_(editor, product, groups)
     editor.set_numbers_(product, weight, numbers)
 
@@ -59,16 +58,6 @@ def _write_bias_(editor: ProgramEditor, product: torch.fx.Node, weight: torch.fx
     created = editor.add_constant_(weight, numbers, name)
     product.args = (*product.args[:2], created, *product.args[3:])
     product.kwargs = {name: value for name, value in product.kwargs.items() if name != "bias"}
-
-
-def _with_ones(weight: Float64, ones: Float64, groups: int, *, is_transposed: bool) -> Float64:
-    """Return a weight with one more input channel in each group, behind the others."""
-    if not is_transposed:
-        return np.concatenate([weight, ones], axis=1)
-    taps = weight.shape[2:]
-    by_group = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, inputs, outputs, *taps) of each group
-    further = ones.reshape(groups, 1, weight.shape[1], *taps)
-    return np.concatenate([by_group, further], axis=1).reshape(-1, *weight.shape[1:])
 
 
 def _append_ones_(editor: ProgramEditor, product: torch.fx.Node, groups: int) -> None:
