@@ -118,6 +118,7 @@ class FoldedOnnx:
         model: the folded model; its external data lie where those of the given model do.
         num_batch_norms: before folding.
         ops_before, ops_after: nodes of the outermost graph, functions inlined, without constants.
+        sketch: the model before folding, for people.
     """
 
     model: onnx.ModelProto
@@ -126,3 +127,4 @@ class FoldedOnnx:
     num_batch_norms: int
     ops_before: int
     ops_after: int
+    sketch: Sketch = field(default_factory=Sketch)

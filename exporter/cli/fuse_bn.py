@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from exporter.cli.explaining import explain_option, show_explanations
 from exporter.cli.options import (
     LocationType,
     config_option,
@@ -30,13 +31,7 @@ __all__ = ["command"]
 @input_option
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Leave BatchNorms with such names alone (several allowed).")
 @fold_level_option
-@click.option(
-    "--explain",
-    is_flag=False,
-    flag_value="",
-    metavar="[PATTERN]",
-    help="Draw what stands around every BatchNorm that was kept, or around those with such names. Write it last, or with =.",
-)
+@explain_option
 @click.option(
     "--plan", type=click.Path(path_type=Path, dir_okay=False), help="File to write the plan to, as JSON, which folds new weights of the same network."
 )
@@ -77,14 +72,7 @@ def command(
     graph = workspace.graph
     screen.close()
     screen.show(render_fold(graph.folded, graph.refusals, graph.num_batch_norms, graph.ops_before, graph.ops_after))
-    explained = {}
-    if explain is not None:
-        from exporter.graph.explaining import explain as explanations_of
-        from exporter.report import render_explanations
-
-        explanations = explanations_of(graph.sketch, graph.folded, graph.refusals, explain)
-        screen.show(render_explanations(explanations, width=screen.width, plain=screen.is_plain))
-        explained = {"explanations": to_json(explanations)}
+    explained = show_explanations(screen, graph, explain)
     result = {
         "folded": to_json(graph.folded),
         "refusals": to_json(graph.refusals),

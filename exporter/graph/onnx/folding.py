@@ -11,6 +11,7 @@ import onnx_ir as ir
 from exporter.artifacts import Folded, FoldedOnnx, Refusal, RefusalReason
 from exporter.config import FoldConfig
 from exporter.errors import InternalError
+from exporter.graph.explaining import sketch_of
 from exporter.graph.onnx.constants import compute_constants_, drop_zero_biases_
 from exporter.graph.onnx.nodes import name_of
 from exporter.graph.onnx.opening import closed, opened
@@ -47,6 +48,7 @@ def fold_onnx(model: onnx.ModelProto, config: FoldConfig, *, base: Path) -> Fold
     computed = compute_constants_(working, types)
     reading = read_model(working, types, computed.exact)
     norms = _norm_nodes(reading)
+    sketch = sketch_of(reading.graph)
     plan = make_plan(reading.graph, reading.constants, config)
     folded_model(reading, plan)
     _check_against_plan(reading, plan, norms)
@@ -63,6 +65,7 @@ def fold_onnx(model: onnx.ModelProto, config: FoldConfig, *, base: Path) -> Fold
         num_batch_norms=len(norms) + len(kept) + len(ahead) + plan.num_affine,
         ops_before=num_nodes,
         ops_after=_count_nodes(working),
+        sketch=sketch,
     )
 
 
