@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from exporter.cli.inspect_plan import PLAN_SUFFIXES, show_plan
 from exporter.cli.options import LocationType, screen_options
 from exporter.cli.screen import Screen
 
@@ -26,13 +28,20 @@ _MAX_COUNTED = 500_000
 @click.option("--tree", is_flag=True, help="Show every entry with its shape and dtype.")
 @click.option("--depth", type=click.IntRange(min=1), default=1, show_default=True, help="Levels of the tree shown without --tree.")
 @click.option("--digest", is_flag=True, help="Read the whole file and show its SHA-256.")
+@click.option("--layers", is_flag=True, help="Of a plan: load it in the TensorRT worker, and list its layers with their precision.")
 @screen_options
 @click.pass_obj
-def command(screen: Screen, /, checkpoint: Location, decay: float | None, tree: bool, depth: int, digest: bool) -> None:
+def command(screen: Screen, /, checkpoint: Location, decay: float | None, tree: bool, depth: int, digest: bool, layers: bool) -> None:
     """Show what is inside CKPT: layout, averages with their health, optimizer slots, tree, and the code that it names.
 
-    Instant, and safe on any file: nothing in it is executed, and no tensor is loaded.
+    Instant, and safe on any file: nothing in it is executed, and no tensor is loaded. Of a TensorRT plan (.plan, .engine, .trt) it shows
+    what the sidecar says.
     """
+    if isinstance(checkpoint, Path) and checkpoint.suffix in PLAN_SUFFIXES:
+        show_plan(screen, checkpoint, layers=layers)
+        return
+    if layers:
+        raise click.UsageError("--layers is for a TensorRT plan")
     from exporter.checkpoint import open_checkpoint
     from exporter.errors import printable
     from exporter.tensors import checkpoint_digest

@@ -7,6 +7,7 @@ with this machine's secret, which says what it was built from, with which settin
 from __future__ import annotations
 
 from exporter.engine.building import build_engine, plan_key
+from exporter.engine.inspection import layers_of, read_sidecar
 from exporter.engine.making import cache_folder, make_engine
 from exporter.engine.plans import load_plan
 from exporter.engine.profiles import format_profile, parse_profiles
@@ -17,10 +18,12 @@ __all__ = [
     "build_engine",
     "cache_folder",
     "format_profile",
+    "layers_of",
     "load_plan",
     "make_engine",
     "parse_profiles",
     "plan_key",
     "probe",
+    "read_sidecar",
     "require",
 ]

@@ -27,6 +27,8 @@ RunCli = Callable[..., "subprocess.CompletedProcess[str]"]
         pytest.param(["run", "--min-speedup", "fast"], 2, "--min-speedup", id="wrong type"),
         pytest.param(["inspect", "none.pt"], 4, "none.pt", id="missing file"),
         pytest.param(["inspect", "."], 4, ".", id="a folder"),
+        pytest.param(["inspect", "digits.pt", "--layers"], 2, "--layers", id="layers of a checkpoint"),
+        pytest.param(["inspect", "none.plan"], 4, "none.plan", id="missing plan"),
         pytest.param(["bake-ema", "model.py"], 4, "model.py", id="no checkpoint"),
         pytest.param(["bake-ema", "digits.pt", "--ema", "other"], 4, "model_ema", id="no such average"),
         pytest.param(["bake-ema", "digits.pt", "--under", "state_dict"], 2, ".pt", id="a key in a file without keys"),
@@ -117,7 +119,7 @@ def test_options_are_frozen() -> None:
     weights = ["--allow-cold", "--allow-nonfinite", "--bn-stats", "--decay", "--dtype", "--ema", "--strip-prefix", "--weights"]
     expected = {
         "run": ["--config", "--fold-level", "--input", "--min-speedup", "--model", "--require-trt", *weights],
-        "inspect": ["--decay", "--depth", "--digest", "--tree"],
+        "inspect": ["--decay", "--depth", "--digest", "--layers", "--tree"],
         "bake-ema": ["--config", "--select", "--metric", "--model", "--output", "--under", *weights],
         "average": ["--config", "--model", "--output", "--post-hoc", "--share", "--sigma-rels", "--under", *weights],
         "fuse-bn": ["--check", "--checkpoint", "--config", "--explain", "--fold-level", "--input", "--keep", "--output", "--plan", *weights],

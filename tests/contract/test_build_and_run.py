@@ -205,6 +205,13 @@ def test_infer(release, start, loaded):
     assert record["LiveBlocks"] == 0
 
 
+def test_layers(release, start, loaded):
+    """The layers of a loaded engine come with their precision, in the way in which the inspector of this release writes them."""
+    with start() as worker:
+        loaded(worker)
+        assert worker.request("layers", limit_s=60).value == {"layers": {"conv": "fp32", "head": "fp32"}}
+
+
 def test_what_the_engine_does_not_write_is_nan(release, start, loaded):
     """Outputs are NaN before a call, so that a row that the engine leaves out is seen."""
     with start(row_unwritten=True) as worker:

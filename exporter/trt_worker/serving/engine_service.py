@@ -1,4 +1,4 @@
-"""What the worker answers: probe, build, load, infer, prepare, time, release, unload."""
+"""What the worker answers: probe, build, load, layers, infer, prepare, time, release, unload."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class EngineService:
     def handlers(self) -> dict[str, Handler]:
         """Return verb -> handler."""
         return {
-            "build": self.build, "infer": self.infer, "load": self.load, "prepare": self.prepare,
+            "build": self.build, "infer": self.infer, "layers": self.layers, "load": self.load, "prepare": self.prepare,
             "probe": self.probe, "release": self.release, "time": self.time, "unload": self.unload,
         }  # fmt: skip
 
@@ -65,6 +65,10 @@ class EngineService:
         self._forget()
         self._session = Session(self.tensorrt(), driver, call.arguments["path"], call.arguments["sha256"])
         return {"tensors": self._session.tensors, "load_ms": self._session.load_ms}, ()
+
+    def layers(self, call: Call) -> _Answer:  # noqa: ARG002 - a handler's signature
+        """Tell the precision of each layer of the loaded engine."""
+        return {"layers": self._loaded().layers()}, ()
 
     def infer(self, call: Call) -> _Answer:
         """Run once."""

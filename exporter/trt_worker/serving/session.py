@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from exporter.errors import ArtifactError, EngineBuildError, ModelNotSupported, SampleError
 from exporter.trt_worker.serving.building import describe_tensors
 from exporter.trt_worker.serving.cuda import Driver
+from exporter.trt_worker.serving.inspecting import layer_precisions
 from exporter.trt_worker.serving.tensorrt_module import Messages, construct, make_logger
 
 __all__ = ["Binding", "Session"]
@@ -97,6 +98,13 @@ class Session:
                 )
             if tensor["is_input"] and self._engine.is_shape_inference_io(name):
                 raise ModelNotSupported("E524", "an input of the engine decides shapes, which this version does not support", facts={"input": name})
+
+    def layers(self) -> dict[str, str]:
+        """Return layer -> precision, as the engine inspector tells it."""
+        inspector = self._engine.create_engine_inspector()
+        if inspector is None:
+            raise EngineBuildError("E522", "a call of TensorRT did not work", facts={"call": "create_engine_inspector", **self._messages.facts()})
+        return layer_precisions(str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)))
 
     def free(self) -> None:
         """Give everything back: context before engine before runtime, then the stream."""
