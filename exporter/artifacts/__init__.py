@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from exporter.artifacts.checkpoint import Checkpoint, GlobalRef, Node, ObjectRef, ShardRef, StorageRef, TensorRef, brief, walk
     from exporter.artifacts.documents import to_json
-    from exporter.artifacts.graph import REMEDIES, Folded, FoldedOnnx, Graph, Refusal, RefusalReason
+    from exporter.artifacts.graph import REMEDIES, Cost, Folded, FoldedOnnx, Graph, Refusal, RefusalReason
     from exporter.artifacts.models import OnnxModel, Plan, Profile
     from exporter.artifacts.provenance import Digest, Provenance
     from exporter.artifacts.report import Report, StageRecord
@@ -41,6 +41,7 @@ __all__ = [
     "BakeSummary",
     "BatchNormStatistics",
     "Checkpoint",
+    "Cost",
     "Digest",
     "EmaCandidate",
     "Explanation",
@@ -104,7 +105,7 @@ _HOMES = {
         "weights",
     ),
     **dict.fromkeys(("TensorSpec",), "specs"),
-    **dict.fromkeys(("REMEDIES", "Folded", "FoldedOnnx", "Graph", "Refusal", "RefusalReason"), "graph"),
+    **dict.fromkeys(("REMEDIES", "Cost", "Folded", "FoldedOnnx", "Graph", "Refusal", "RefusalReason"), "graph"),
     **dict.fromkeys(("OnnxModel", "Plan", "Profile"), "models"),
     **dict.fromkeys(("LatencyEvidence", "MetricEvidence", "Outcome", "OutputParity", "ParityEvidence", "Verdict", "worst"), "verdicts"),
     **dict.fromkeys(("Report", "StageRecord"), "report"),

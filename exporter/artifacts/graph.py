@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx
     from torch.export import ExportedProgram
 
-__all__ = ["REMEDIES", "Folded", "FoldedOnnx", "Graph", "Refusal", "RefusalReason"]
+__all__ = ["REMEDIES", "Cost", "Folded", "FoldedOnnx", "Graph", "Refusal", "RefusalReason"]
 
 
 class RefusalReason(enum.Enum):
@@ -49,6 +49,23 @@ REMEDIES: Final[Mapping[RefusalReason, str]] = {
     RefusalReason.ISOLATED: "take the pattern out of fold.keep (--keep), or set fold.enabled",
 }
 """What its user can do about each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a graph does in one run, by its shapes; a dynamic batch counts as one.
+
+    Attributes:
+        flops: additions and multiplications.
+        bytes: read and written by its operators, each on its own.
+    """
+
+    flops: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Return both together."""
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +110,7 @@ class Graph:
         num_batch_norms: before folding.
         ops_before, ops_after: calls in the graph.
         sketch: the unfused network for people; what ``--explain`` and the report draw.
+        cost_before, cost_after: FLOPs and bytes of the graph, by its shapes.
     """
 
     unfused: ExportedProgram
@@ -106,6 +124,8 @@ class Graph:
     ops_after: int
     provenance: Provenance
     sketch: Sketch = field(default_factory=Sketch)
+    cost_before: Cost = field(default_factory=Cost)
+    cost_after: Cost = field(default_factory=Cost)
     path: Path | None = None
     digest: Digest | None = None
 

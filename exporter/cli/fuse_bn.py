@@ -71,7 +71,8 @@ def command(
     workspace = workspace_of(config, screen, fold=output)
     graph = workspace.graph
     screen.close()
-    screen.show(render_fold(graph.folded, graph.refusals, graph.num_batch_norms, graph.ops_before, graph.ops_after))
+    costs = (graph.cost_before, graph.cost_after)
+    screen.show(render_fold(graph.folded, graph.refusals, graph.num_batch_norms, graph.ops_before, graph.ops_after, costs=costs))
     explained = show_explanations(screen, graph, explain)
     result = {
         "folded": to_json(graph.folded),
@@ -79,6 +80,8 @@ def command(
         "num_batch_norms": graph.num_batch_norms,
         "ops_before": graph.ops_before,
         "ops_after": graph.ops_after,
+        "cost_before": to_json(graph.cost_before),
+        "cost_after": to_json(graph.cost_after),
         "path": str(graph.path),
         "sha256": graph.digest.hex if graph.digest else "",
         **explained,

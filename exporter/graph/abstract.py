@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from exporter.graph.through import Join, KeepsChannels, Maximum, Permutation, PixelShuffle, Reshape, Sum, Take
+from exporter.graph.through import Join, KeepsChannels, Maximum, Permutation, PixelShuffle, PositiveHomogeneous, Reshape, Sum, Take
 
 __all__ = ["AbstractGraph", "BatchNorm", "ChannelAffine", "ConstantAffine", "Linear", "Operator", "Role", "Training", "Value", "Window"]
 
@@ -48,7 +48,11 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Where a convolution looks: ``stride * o - padding + dilation * i`` for output ``o`` and tap ``i``, along each spatial axis."""
+    """Where a convolution looks: ``stride * o - padding + dilation * i`` for output ``o`` and tap ``i``, along each spatial axis.
+
+    ``padding`` is what stands in front; how much stands behind follows from the size of the output. A transposed convolution writes
+    where a convolution looks.
+    """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -66,7 +70,7 @@ class Linear:
         output_axis, input_axis: axes of the output and of ``data`` that number the channels.
         is_transposed: a transposed convolution, whose weight is ``(inputs, outputs of a group, ...)``.
         sees_all: every output is a sum over all taps of the weight; False where zeros are padded.
-        window: of a convolution, where its numbers are known.
+        window: of a convolution, or of the one that is transposed, where its numbers are known.
     """
 
     data: str
@@ -122,7 +126,7 @@ class ConstantAffine:
 
 
 ChannelAffine: TypeAlias = "BatchNorm | ConstantAffine"
-Role: TypeAlias = "Linear | ChannelAffine | KeepsChannels | Maximum | Permutation | Reshape | PixelShuffle | Take | Join | Sum"
+Role: TypeAlias = "Linear | ChannelAffine | KeepsChannels | Maximum | PositiveHomogeneous | Permutation | Reshape | PixelShuffle | Take | Join | Sum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,7 @@ class AbstractGraph:
     def __init__(self, values: Iterable[Value], operators: Iterable[Operator]) -> None:
         self.values: dict[str, Value] = {value.name: value for value in values}
         self.operators: dict[str, Operator] = {operator.name: operator for operator in operators}
+        self._names = set(self.values)
         self._in_memory: dict[str, list[str]] = {}
         for value in self.values.values():
             if value.storage:
@@ -198,10 +203,18 @@ class AbstractGraph:
             behind = behind or other.name == operator.name
         return None
 
+    def free_name(self, name: str) -> str:
+        """Return ``name``, or one like it that no value of the graph has, nor had."""
+        candidate, number = name, 2
+        while candidate in self._names:
+            candidate, number = f"{name}_{number}", number + 1
+        return candidate
+
     def copy_(self, operator: str, name: str, readers: Iterable[str]) -> None:
         """Put a copy of an operator called ``name`` right behind it; these readers of its output read the copy's instead."""
         original = self.operators[operator]
         output, moved = self.values[original.output], list(readers)
+        self._names.add(name)
         self.values[name] = replace(output, name=name, producer=name, users=moved, is_output=False, storage="")
         output.users = [user for user in output.users if user not in moved]
         for value in dict.fromkeys(original.inputs):

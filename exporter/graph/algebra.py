@@ -7,6 +7,7 @@ A BatchNorm in eval mode is ``BN(z) = s z + t`` per channel, with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -17,9 +18,12 @@ __all__ = [
     "Float64",
     "affine_from_batch_norm",
     "largest_of",
+    "places_inside",
     "rounded_once",
     "scaled_inputs",
     "scaled_outputs",
+    "shift_of_each_place",
+    "shift_of_each_tap",
     "shift_seen",
     "shifted_bias",
     "with_input_of_ones",
@@ -87,6 +91,54 @@ def shift_seen(weight: Float64, t: Float64, *, axis: int = 1, groups: int = 1, i
         else:
             seen = scaled.reshape(weight.shape[0], -1).sum(axis=1)
     return seen
+
+
+def shift_of_each_tap(weight: Float64, t: Float64, *, groups: int = 1, is_transposed: bool = False) -> Float64:
+    """Return ``sum over c of W[o, c, k] t[c]`` of a convolution, of shape ``(outputs, *kernel)``."""
+    seen: Float64
+    with np.errstate(invalid="ignore", over="ignore"):
+        scaled = scaled_inputs(weight, t, groups=groups, is_transposed=is_transposed)
+        if is_transposed:
+            by_group = scaled.reshape(groups, -1, *weight.shape[1:])  # (groups, inputs, outputs, *kernel) of each group
+            seen = by_group.sum(axis=1).reshape(-1, *weight.shape[2:])
+        else:
+            seen = scaled.sum(axis=1)
+    return seen
+
+
+def places_inside(size: int, output_size: int, taps: int, *, stride: int, before: int, dilation: int, is_transposed: bool = False) -> Float64:
+    """Return for every place of the output and every tap, along one axis, 1 where the tap meets a value of the input and 0 elsewhere.
+
+    Args:
+        size, output_size: of the input without what is put around it, and of the output.
+        taps: of the kernel.
+        before: what is put in front of the input; of a transposed convolution, what is cut off.
+
+    Returns:
+        Shape ``(output_size, taps)``.
+    """
+    place, tap = np.arange(output_size)[:, None], np.arange(taps)[None, :]
+    rest = np.zeros(1, dtype=np.int64)
+    if is_transposed:
+        met, rest = np.divmod(place + before - dilation * tap, stride)
+    else:
+        met = stride * place - before + dilation * tap
+    inside: Float64 = ((rest == 0) & (met >= 0) & (met < size)).astype(np.float64)
+    return inside
+
+
+def shift_of_each_place(taps: Float64, inside: Sequence[Float64]) -> Float64:
+    """Return ``sum over taps k that are inside at y of taps[o, k]``, of shape ``(1, outputs, *spatial)``.
+
+    Args:
+        taps: from ``shift_of_each_tap``.
+        inside: from ``places_inside``, one for each axis; a tap is inside where it is so along every axis.
+    """
+    summed: Float64 = taps
+    with np.errstate(invalid="ignore", over="ignore"):
+        for axis in inside:
+            summed = np.tensordot(summed, axis, axes=(1, 1))  # the axis of taps goes, that of places comes last
+    return summed.reshape(1, *summed.shape)
 
 
 def _scaled(weight: Float64, s: Float64) -> Float64:

@@ -67,6 +67,8 @@ def fold_recorded(traced: Traced, config: FoldConfig, *, provenance: Provenance)
         ops_after=count_calls(folded),
         provenance=_extended(provenance, plan, num_batch_norms),
         sketch=sketch,
+        cost_before=plan.cost_before,
+        cost_after=plan.cost_after,
     )
     return graph, record
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
-from exporter.artifacts import Folded, Refusal, RefusalReason
+from exporter.artifacts import Cost, Folded, Refusal, RefusalReason
 from exporter.config import FoldConfig
-from exporter.graph.abstract import AbstractGraph, Operator
+from exporter.graph.abstract import AbstractGraph, BatchNorm, Operator
 from exporter.graph.algebra import Float64
 from exporter.graph.attempts import Attempt, attempt_of, num_not_finite
-from exporter.graph.rewrites import REWRITES, Constants, Copy, LinearNumbers, Rewrite, Rewritten
-from exporter.graph.rewrites.contract import Bypass, linear_of
+from exporter.graph.cost import cost_of_graph, cost_of_operator, pays, total_of
+from exporter.graph.rewrites import AHEAD, BACK, CONSERVATIVE, REWRITES, WITH_WORK, Constants, Copy, LinearNumbers, Rewrite, Rewritten
+from exporter.graph.rewrites.contract import Bypass, linear_of, numbers_given
 from exporter.graph.rewrites.objections import affine_of
 
 __all__ = ["Copy", "NewNumbers", "Plan", "make_plan"]
@@ -19,9 +21,10 @@ __all__ = ["Copy", "NewNumbers", "Plan", "make_plan"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewNumbers:
-    """New numbers of one linear operator; float64, not yet rounded.
+    """New numbers of one linear operator, or of a BatchNorm that stays; float64, not yet rounded.
 
     Attributes:
+        weight: of a BatchNorm, gamma; ``bias`` is beta.
         bias: None stays absent.
         border: a constant that is added to the output, of shape ``(1, outputs, *spatial)``.
         ones: the weight of one further input channel of each group, behind the others, that is one everywhere and padded with zeros
@@ -44,6 +47,7 @@ class Plan:
         numbers: new weights and biases.
         bypasses: operators that go, in order, each with the value that is read in place of its output.
         attempts: what fitted the graph around a BatchNorm, in order, whether its numbers allowed it or not.
+        cost_before, cost_after: of the whole graph, for a batch of one where its size is dynamic.
         num_affine: folds of products and sums with constants that nobody calls a BatchNorm.
     """
 
@@ -54,59 +58,138 @@ class Plan:
     num_affine: int = 0
     copies: tuple[Copy, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    cost_before: Cost = field(default_factory=Cost)
+    cost_after: Cost = field(default_factory=Cost)
 
 
-def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig) -> Plan:
+def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig, *, with_work: bool = True) -> Plan:
     """Plan the folds of ``graph``, which is changed on the way: folded BatchNorms leave it.
 
-    Each rewrite is tried on all that is left, in the order of execution, but from the end for the one that looks ahead; then all over
-    again as long as anything was folded, since a fold may make room for another.
+    Each rewrite is tried on all that is left, in the order of execution, but from the end for those that look ahead; then all over
+    again as long as anything was folded, since a fold may make room for another. What adds work comes where nothing else is left to do.
 
     Args:
         graph: the abstract graph.
         constants: its numbers.
-        config: whether to fold at all, and ``fnmatch`` patterns of BatchNorm names that stay.
+        config: whether to fold at all, ``fnmatch`` patterns of BatchNorm names that stay, and how much to fold.
+        with_work: whether the adapter can carry out borders, channels of ones and copies.
     """
-    order = [operator.name for operator in graph.channel_affines()]
-    names = {operator.name: operator.module for operator in graph.channel_affines()}
-    must_explain = {operator.name for operator in graph.batch_norms()}
-    working = _Working(constants)
-    refusals: dict[str, Refusal] = {}
-    folded: dict[str, Folded] = {}
-    copies: list[Copy] = []
-    bypasses: list[Bypass] = []
-    for name in order:
-        excluded = _exclusion(names[name], config)
-        if excluded:
-            refusals[name] = Refusal(names[name], RefusalReason.ISOLATED, (), excluded)
-    left = [name for name in order if name not in refusals]
-    progress = True
-    while progress:
-        progress = False
-        reasons: dict[str, list[Refusal]] = {name: [] for name in left}
-        for rewrite in REWRITES[:1] if config.level == "conservative" else REWRITES:
-            for name in list(reversed(left) if rewrite is REWRITES[-1] else left):
-                outcome = _attempt(graph, graph.operators[name], rewrite, working)
+    planning = _Planning(graph, constants, config)
+    conservative = config.level == "conservative"
+    stages = (CONSERVATIVE,) if conservative else (REWRITES, WITH_WORK) if with_work else (REWRITES,)
+    while any(planning.round_(rewrites) for rewrites in stages):
+        pass
+    return planning.plan()
+
+
+class _Planning:
+    """A graph in work, and what was decided so far."""
+
+    def __init__(self, graph: AbstractGraph, constants: Constants, config: FoldConfig) -> None:
+        self._graph = graph
+        self._config = config
+        self._cost_before = cost_of_graph(graph)
+        self._names = {operator.name: operator.module for operator in graph.channel_affines()}
+        self._must_explain = {operator.name for operator in graph.batch_norms()}
+        self._read = {operator.name: operator.inputs for operator in graph.operators.values()}
+        self._working = _Working(constants)
+        self._attempts: list[Attempt] = []
+        self._refusals: dict[str, Refusal] = {}
+        self._folded: dict[str, Folded] = {}
+        self._dear: dict[str, str] = {}
+        """BatchNorm -> what an exact fold of it would cost that does not pay."""
+        self._copies: list[Copy] = []
+        self._bypasses: list[Bypass] = []
+        for name, module in self._names.items():
+            excluded = _exclusion(module, config)
+            if excluded:
+                self._refusals[name] = Refusal(module, RefusalReason.ISOLATED, (), excluded)
+        self._left = [name for name in self._names if name not in self._refusals]
+        self._reasons: dict[str, dict[Rewrite, Refusal]] = {name: {} for name in self._left}
+
+    def round_(self, rewrites: tuple[Rewrite, ...]) -> bool:
+        """Try each rewrite on all BatchNorms that are left; return whether any was folded."""
+        num_left = len(self._left)
+        for rewrite in rewrites:
+            for name in list(reversed(self._left) if rewrite.looks_ahead else self._left):
+                outcome = self._attempt(self._graph.operators[name], rewrite)
                 if isinstance(outcome, Refusal):
-                    reasons[name].append(outcome)
+                    self._reasons[name][rewrite] = outcome
                     continue
-                rewritten, done = outcome
-                for copied in rewritten.copies:
-                    graph.copy_(copied.operator, copied.name, copied.readers)
-                working.update_(graph, rewritten)
-                for operator, value in rewritten.bypasses:
-                    graph.bypass_(operator, value)
-                copies += rewritten.copies
-                bypasses += rewritten.bypasses
-                folded[name] = done
-                left.remove(name)
-                progress = True
-        for name in left:
-            refusals[name] = _summary(reasons[name])
-    kept = tuple(refusals[name] for name in order if name in refusals and name not in folded and name in must_explain)
-    done_ = tuple(folded[name] for name in order if name in folded)
-    num_affine = sum(name not in must_explain for name in folded)
-    return Plan(working.new_numbers(graph), tuple(bypasses), done_, kept, num_affine, tuple(copies), tuple(working.attempts))
+                rewritten, self._folded[name] = outcome
+                self._carry_out_(rewritten)
+                self._left.remove(name)
+        return len(self._left) < num_left
+
+    def plan(self) -> Plan:
+        """Return all that was decided."""
+        refusals = {**self._refusals, **{name: _summary(self._reasons[name], self._dear.get(name, "")) for name in self._left}}
+        kept = tuple(refusals[name] for name in self._names if name in refusals and name in self._must_explain)
+        done = tuple(self._folded[name] for name in self._names if name in self._folded)
+        num_affine = sum(name not in self._must_explain for name in self._folded)
+        numbers = self._working.new_numbers(self._graph)
+        costs = (self._cost_before, self._cost_after())
+        return Plan(numbers, tuple(self._bypasses), done, kept, num_affine, tuple(self._copies), tuple(self._attempts), *costs)
+
+    def _cost_after(self) -> Cost:
+        changed = {name: self._working.of(operator) for name, operator in self._graph.operators.items() if name in self._working.changed}
+        operators = self._graph.operators.values()
+        return total_of(cost for operator in operators for cost in cost_of_operator(self._graph, operator, changed.get(operator.name)))
+
+    def _carry_out_(self, rewritten: Rewritten) -> None:
+        for copied in rewritten.copies:
+            self._graph.copy_(copied.operator, copied.name, copied.readers)
+        self._working.update_(self._graph, rewritten)
+        for operator, value in rewritten.bypasses:
+            self._graph.bypass_(operator, value)
+        self._copies += rewritten.copies
+        self._bypasses += rewritten.bypasses
+
+    def _attempt(self, affine: Operator, rewrite: Rewrite) -> tuple[Rewritten, Folded] | Refusal:
+        match = rewrite.requires(self._graph, affine)
+        if isinstance(match, Refusal):
+            return match
+        rewritten = rewrite.apply(match, self._working)
+        overflow = None if isinstance(rewritten, Refusal) else _too_large(self._graph, affine, rewritten)
+        objection = rewritten if isinstance(rewritten, Refusal) else overflow or self._too_late(affine, rewritten)
+        if objection is None and isinstance(rewritten, Rewritten):
+            objection = self._too_dear(affine, rewrite, rewritten)
+        self._attempts.append(attempt_of(rewrite, match, rewritten, objection, is_finite=overflow is None))
+        if isinstance(rewritten, Refusal) or objection is not None:
+            return objection or rewritten
+        first = match.absorbers[0]
+        channels = max(self._working.read(name).size for name in affine_of(affine).parameters)
+        name = first.module or first.kind
+        return rewritten, Folded(affine.module, name, rewritten.pattern, channels, rewritten.max_scale, rewritten.direction, rewritten.changed)
+
+    def _too_late(self, affine: Operator, rewritten: Rewritten) -> Refusal | None:
+        """Refuse a copy for a reader that read something else when all began: copies are made before anything else is done."""
+        originals = {copied.name: copied.operator for copied in (*self._copies, *rewritten.copies)}
+        for copied in rewritten.copies:
+            source = copied.operator
+            while source in originals:
+                source = originals[source]
+            if any(source not in self._read.get(reader, ()) for reader in copied.readers):
+                return Refusal(affine.module, RefusalReason.OTHER_CONSUMER, (source,), "what stood in between is folded already")
+        return None
+
+    def _too_dear(self, affine: Operator, rewrite: Rewrite, rewritten: Rewritten) -> Refusal | None:
+        """Refuse what adds work and does not pay, unless everything is asked for."""
+        if rewrite not in WITH_WORK or self._config.level == "aggressive":
+            return None
+        graph, originals = self._graph, {copied.name: copied.operator for copied in rewritten.copies}
+        gone = [graph.operators[name] for name, _ in rewritten.bypasses]
+        before = [cost for operator in gone for cost in cost_of_operator(graph, operator)]
+        after: list[Cost] = []
+        for name, numbers in rewritten.numbers.items():
+            operator = graph.operators[originals.get(name, name)]
+            before += cost_of_operator(graph, operator, self._working.of(operator)) if name not in originals else ()
+            after += cost_of_operator(graph, operator, numbers)
+        if pays(before, after):
+            return None
+        old, new = total_of(before), total_of(after)
+        self._dear[affine.name] = f"exact at the level aggressive, with FLOPs {old.flops} -> {new.flops} and bytes {old.bytes} -> {new.bytes} here"
+        return Refusal(affine.module, RefusalReason.BLOCKED, (), self._dear[affine.name])
 
 
 def _exclusion(name: str, config: FoldConfig) -> str:
@@ -115,50 +198,42 @@ def _exclusion(name: str, config: FoldConfig) -> str:
     return next((f"the pattern {pattern!r} of fold.keep" for pattern in config.keep if fnmatch.fnmatchcase(name, pattern)), "")
 
 
-def _attempt(graph: AbstractGraph, affine: Operator, rewrite: Rewrite, working: _Working) -> tuple[Rewritten, Folded] | Refusal:
-    match = rewrite.requires(graph, affine)
-    if isinstance(match, Refusal):
-        return match
-    rewritten = rewrite.apply(match, working)
-    objection = rewritten if isinstance(rewritten, Refusal) else _too_large(graph, affine, rewritten)
-    working.attempts.append(attempt_of(rewrite, match, rewritten, objection, is_finite=objection is None))
-    if isinstance(rewritten, Refusal):
-        return rewritten
-    if objection is not None:
-        return objection
-    first = match.absorbers[0]
-    channels = max(working.read(name).size for name in affine_of(affine).parameters)
-    name = first.module or first.kind
-    return rewritten, Folded(affine.module, name, rewritten.pattern, channels, rewritten.max_scale, rewritten.direction, rewritten.changed)
-
-
 def _too_large(graph: AbstractGraph, affine: Operator, rewritten: Rewritten) -> Refusal | None:
     """Refuse numbers that the weight's dtype cannot hold; the unfolded program may still be finite."""
     originals = {copied.name: copied.operator for copied in rewritten.copies}
     for name, new in rewritten.numbers.items():
-        operator = graph.operators[originals.get(name, name)]
-        dtype = graph.values[linear_of(operator).weight].dtype
+        dtype = _dtype_of(graph, graph.operators[originals.get(name, name)])
         for numbers in new.arrays:
             num_lost = num_not_finite(numbers, dtype)
             if num_lost:
                 detail = f"{num_lost} of {numbers.size} folded numbers are not finite in {dtype}"
-                return Refusal(affine.module, RefusalReason.OUT_OF_RANGE, (operator.label,), detail)
+                culprit = graph.operators[originals.get(name, name)].label
+                return Refusal(affine.module, RefusalReason.OUT_OF_RANGE, (culprit,), detail)
     return None
 
 
-def _summary(reasons: list[Refusal]) -> Refusal:
-    """Return one refusal for what stood in the way on either side.
+def _dtype_of(graph: AbstractGraph, operator: Operator) -> str:
+    """Return the dtype that the numbers of an operator are rounded to."""
+    name = operator.role.parameters[0] if isinstance(operator.role, BatchNorm) else linear_of(operator).weight
+    return graph.values[name].dtype
+
+
+def _summary(reasons: Mapping[Rewrite, Refusal], dear: str) -> Refusal:
+    """Return one refusal for what stood in the way on either side, and what it would cost to get past it.
 
     The reason is that of the way back, the usual one, unless only the way ahead came as far as numbers.
     """
-    back, ahead = reasons[0], reasons[-1]
+    back = reasons[BACK]
     if back.reason in {RefusalReason.TRAINING, RefusalReason.NO_RUNNING_STATISTICS, RefusalReason.OUT_OF_RANGE}:
         return back
+    if AHEAD not in reasons:
+        return Refusal(back.batch_norm, back.reason, back.culprits, back.detail or f"behind {', '.join(back.culprits)}")
+    ahead = reasons[AHEAD]
     reason = ahead.reason if back.reason is RefusalReason.NOT_LINEAR and ahead.reason is not RefusalReason.GRAPH_OUTPUT else back.reason
     culprits = tuple(dict.fromkeys((*back.culprits, *ahead.culprits)))
     before = back.detail or f"behind {', '.join(back.culprits)}"
     after = ahead.detail or f"in front of {', '.join(ahead.culprits)}"
-    return Refusal(back.batch_norm, reason, culprits, before if before == after else f"{before}; {after}")
+    return Refusal(back.batch_norm, reason, culprits, "; ".join(dict.fromkeys(filter(None, (before, after, dear)))))
 
 
 class _Working:
@@ -167,7 +242,6 @@ class _Working:
     def __init__(self, constants: Constants) -> None:
         self._constants = constants
         self._new: dict[str, LinearNumbers] = {}
-        self.attempts: list[Attempt] = []
 
     def read(self, value: str) -> Float64:
         return self._constants.read(value)
@@ -178,8 +252,12 @@ class _Working:
     def of(self, operator: Operator) -> LinearNumbers:
         if operator.name in self._new:
             return self._new[operator.name]
-        role = linear_of(operator)
-        return LinearNumbers(self.read(role.weight), None if role.bias is None else self.read(role.bias))
+        return numbers_given(operator, self)
+
+    @property
+    def changed(self) -> Collection[str]:
+        """Return the operators that have new numbers."""
+        return self._new.keys()
 
     def update_(self, graph: AbstractGraph, rewritten: Rewritten) -> None:
         self._new.update({name: numbers for name, numbers in rewritten.numbers.items() if name in graph.operators})

@@ -15,12 +15,28 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from exporter.artifacts import Digest, Folded, Graph, Provenance, Refusal, RefusalReason, Sketch, SketchNode, TensorSpec, to_json
+from exporter.artifacts import Cost, Digest, Folded, Graph, Provenance, Refusal, RefusalReason, Sketch, SketchNode, TensorSpec, to_json
 from exporter.errors import ArtifactError
 from exporter.files import atomic_write
 from exporter.records import read_record, record_path, recorded_digest, write_record
 
 __all__ = ["load_graph", "save_graph", "unfused_path"]
+
+
+_STORED = (
+    "inputs",
+    "outputs",
+    "folded",
+    "refusals",
+    "num_batch_norms",
+    "ops_before",
+    "ops_after",
+    "cost_before",
+    "cost_after",
+    "provenance",
+    "sketch",
+)
+"""What the record keeps of a graph, beside its programs."""
 
 
 def unfused_path(path: Path) -> Path:
@@ -43,10 +59,7 @@ def save_graph(graph: Graph, path: Path, *, key: str) -> Graph:
     _save_program(graph.folded_program, path)
     content = {
         "unfused_sha256": unfused.hex,
-        **{
-            name: to_json(getattr(graph, name))
-            for name in ("inputs", "outputs", "folded", "refusals", "num_batch_norms", "ops_before", "ops_after", "provenance", "sketch")
-        },
+        **{name: to_json(getattr(graph, name)) for name in _STORED},
     }
     digest = write_record(path, key=key, content=content)
     return dataclasses.replace(graph, path=path, digest=digest)
@@ -55,7 +68,7 @@ def save_graph(graph: Graph, path: Path, *, key: str) -> Graph:
 def load_graph(path: Path, *, key: str | None = None) -> Graph | None:
     """Return the graph at ``path``; None where it has to be made again (missing, altered, not ours, or made from something else)."""
     content = read_record(path, key=key)
-    if content is None or "sketch" not in content or read_record(unfused_path(path), key=key) is None:
+    if content is None or not set(_STORED) <= content.keys() or read_record(unfused_path(path), key=key) is None:
         return None
     folded, digest = _load_program(path)
     unfused, unfused_digest = _load_program(unfused_path(path))
@@ -73,6 +86,8 @@ def load_graph(path: Path, *, key: str | None = None) -> Graph | None:
         num_batch_norms=content["num_batch_norms"],
         ops_before=content["ops_before"],
         ops_after=content["ops_after"],
+        cost_before=Cost(**content["cost_before"]),
+        cost_after=Cost(**content["cost_after"]),
         provenance=Provenance(**content["provenance"]),
         sketch=Sketch(tuple(SketchNode(**{**entry, "reads": tuple(entry["reads"])}) for entry in content["sketch"]["nodes"])),
         path=path,

@@ -11,6 +11,7 @@ say what is in the way.
     reshape           the channels keep their axis, or are spread over an axis with what stands behind them
     pixel shuffle     channel c of the output is made of channels c r^2 ... c r^2 + r^2 - 1 of the input
     slice             some channels, or all of them
+    homogeneous       f(s z) = s f(z) where no s is negative: ReLU and its like; only t = 0 passes
     concatenation     each input gets its channels' part
     sum, difference   both inputs are scaled, the first is shifted
 """
@@ -25,7 +26,21 @@ import numpy as np
 
 from exporter.graph.algebra import Float64
 
-__all__ = ["Blocked", "Carried", "Join", "KeepsChannels", "Maximum", "Permutation", "PixelShuffle", "Reshape", "Sum", "Take", "Through"]
+__all__ = [
+    "Blocked",
+    "Carried",
+    "Join",
+    "KeepsChannels",
+    "Maximum",
+    "Permutation",
+    "PixelShuffle",
+    "PositiveHomogeneous",
+    "Reshape",
+    "Size",
+    "Sum",
+    "Take",
+    "Through",
+]
 
 Size: TypeAlias = "int | str"
 
@@ -56,12 +71,14 @@ class KeepsChannels:
         mixed: axes of the input that it mixes; a map along one of them does not pass.
         sums_to_one: False where zeros are mixed in.
         removed: axes of the input that the output lacks, in ascending order.
+        zeros_before: where all that it does is to put zeros around: how many in front along each axis; empty for anything else.
     """
 
     data: str
     mixed: tuple[int, ...] = ()
     sums_to_one: bool = True
     removed: tuple[int, ...] = ()
+    zeros_before: tuple[int, ...] = ()
 
     def back(self, carried: Carried) -> Carried | Blocked:
         """Return the map in front of the operator."""
@@ -100,6 +117,23 @@ class Maximum:
             if num_negative
             else carried
         )
+
+    forward = back
+
+
+@dataclass(frozen=True, slots=True)
+class PositiveHomogeneous:
+    """A function of each value with ``f(s z) = s f(z)`` for every ``s`` that is not negative."""
+
+    data: str
+
+    def back(self, carried: Carried) -> Carried | Blocked:
+        """Return the map in front of the operator."""
+        if np.any(carried.t != 0.0):
+            return Blocked("it bends what the BatchNorm shifts")
+        if not np.all(carried.s >= 0.0):
+            return Blocked("it bends a negative scale")
+        return carried
 
     forward = back
 
@@ -229,7 +263,7 @@ class Sum:
         return carried if part == 0 else Carried(carried.axis, carried.s, np.zeros_like(carried.t))
 
 
-Through: TypeAlias = "KeepsChannels | Maximum | Permutation | Reshape | PixelShuffle | Take"
+Through: TypeAlias = "KeepsChannels | Maximum | PositiveHomogeneous | Permutation | Reshape | PixelShuffle | Take"
 """Operators with one input that a map may pass in either direction."""
 
 

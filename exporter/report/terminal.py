@@ -14,6 +14,7 @@ from typing import Final
 from exporter.artifacts import (
     BATCH_NORM_SOURCES,
     BakeSummary,
+    Cost,
     Folded,
     LatencyEvidence,
     MetricEvidence,
@@ -121,14 +122,31 @@ def render_bake(summary: BakeSummary, path: Path) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def render_fold(folded: Sequence[Folded], refusals: Sequence[Refusal], num_batch_norms: int, ops_before: int, ops_after: int) -> list[str]:
-    """Return what folding did: counts by pattern, then what was kept: each with its reason, or where they are many by reason."""
+def render_fold(
+    folded: Sequence[Folded],
+    refusals: Sequence[Refusal],
+    num_batch_norms: int,
+    ops_before: int,
+    ops_after: int,
+    *,
+    costs: tuple[Cost, Cost] | None = None,
+) -> list[str]:
+    """Return what folding did: counts by pattern, what a run costs, then what was kept: each with its reason, or where they are many by reason.
+
+    Args:
+        costs: of the graph before and after; None where nobody knows.
+    """
     patterns = collections.Counter(item.pattern for item in folded)
     parts = [f"folded {len(folded)} of {num_batch_norms} BatchNorm"]
     if patterns:
         parts.append(" · ".join(f"{pattern} {count}" for pattern, count in sorted(patterns.items(), key=lambda item: (-item[1], item[0]))))
     parts.append(f"ops {ops_before} → {ops_after}")
-    lines = ["   ".join(parts), *(_kept_each(refusals) if len(refusals) <= _MOST_KEPT else _kept_by_reason(refusals))]
+    lines = ["   ".join(parts)]
+    if costs is not None:
+        before, after = costs
+        flops = f"{units.count_text(before.flops)} → {units.count_text(after.flops)} FLOPs"
+        lines.append(f"cost   {flops} · {units.bytes_text(before.bytes)} → {units.bytes_text(after.bytes)} read and written, each run")
+    lines += _kept_each(refusals) if len(refusals) <= _MOST_KEPT else _kept_by_reason(refusals)
     return [printable(line) for line in lines]
 
 

@@ -9,6 +9,7 @@ from exporter.errors import printable
 __all__ = [
     "bytes_text",
     "confidence",
+    "count_text",
     "decibels",
     "error",
     "metric_difference",
@@ -71,6 +72,15 @@ def bytes_text(value: int) -> str:
         if size < _BYTES_PER_STEP - 0.05:
             return f"{size:.1f} {unit}"
     return f"{size / _BYTES_PER_STEP:.1f} TB"
+
+
+def count_text(value: int) -> str:
+    """Return a large count in decimal units: ``4.1 G``."""
+    size, units = float(value), iter(("", " k", " M", " G", " T"))
+    unit = next(units)
+    while size >= _BYTES_PER_STEP - 0.05 and unit != " T":
+        size, unit = size / _BYTES_PER_STEP, next(units)
+    return f"{size:.1f}{unit}" if unit else str(value)
 
 
 def ratio(value: float) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.artifacts import Outcome, Refusal, RefusalReason, Verdict
+from exporter.artifacts import Cost, Outcome, Refusal, RefusalReason, Verdict
 from exporter.report import render_bake, render_fold, render_terminal, render_verdict
 from tests.report import builders
 
@@ -107,3 +107,9 @@ def test_many_kept_are_told_by_reason() -> None:
         "               layer0.norm, layer6.norm",
         "            --explain shows each of them, and what stands in its way",
     ]
+
+
+def test_fold_says_what_a_run_costs() -> None:
+    """FLOPs and bytes before and after stand on a line of their own, with their units."""
+    costs = (Cost(4_100_000_000, 96_200_000), Cost(999, 88_000))
+    assert render_fold((), (), 0, 12, 12, costs=costs)[1] == "cost   4.1 G → 999 FLOPs · 96.2 MB → 88.0 kB read and written, each run"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["BATCH_NORMS", "RANDOM", "arguments_of", "module_of", "module_type_of", "operator_kind", "rank_of", "size_of"]
+__all__ = ["BATCH_NORMS", "RANDOM", "arguments_of", "each_axis", "module_of", "module_type_of", "name_of", "operator_kind", "rank_of", "size_of"]
 
 BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"}
 """Names of the calls that normalise by channel."""
@@ -74,3 +74,14 @@ def rank_of(argument: object) -> int:
 def size_of(size: int | torch.SymInt) -> int | str:
     """Return a size, as a text where it is known only at run time."""
     return size if isinstance(size, int) else str(size)
+
+
+def name_of(argument: object) -> str | None:
+    """Return the name of a node, None for anything else."""
+    return argument.name if isinstance(argument, torch.fx.Node) else None
+
+
+def each_axis(sizes: Any, count: int) -> tuple[int, ...]:  # noqa: ANN401 - what a call may be given: a number, or one or several in a list
+    """Return one number for each of ``count`` axes."""
+    given = tuple(sizes) if isinstance(sizes, (list, tuple)) else (sizes,)
+    return given * count if len(given) == 1 else given

@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 
-from exporter.graph.abstract import BatchNorm, ConstantAffine, Linear, Role, Training, Window
-from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, module_type_of, operator_kind, rank_of, size_of
-from exporter.graph.through import Join, KeepsChannels, Maximum, Permutation, PixelShuffle, Reshape, Sum, Take
+from exporter.graph.abstract import BatchNorm, ConstantAffine, Role, Training
+from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, each_axis, module_type_of, name_of, operator_kind, rank_of, size_of
+from exporter.graph.aten.products import PRODUCTS
+from exporter.graph.through import Join, KeepsChannels, Maximum, Permutation, PixelShuffle, PositiveHomogeneous, Reshape, Sum, Take
 
 __all__ = ["role_of"]
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _EVERYTHING = (1 << 63) - 1
-_CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
-_TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 _SAME = {"alias", "clone", "contiguous", "detach", "lift_fresh_copy", "_assert_tensor_metadata"}
 _CASTS = {"to", "_to_copy", "type_as"}
 _RESHAPES = {
@@ -70,114 +69,23 @@ def role_of(node: torch.fx.Node, constants: Mapping[str, str]) -> Role | None:
     return None
 
 
-def _linear(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:  # noqa: ARG001 - one signature for all
-    weight, data = call["weight"], call["input"]
-    if rank_of(weight) != 2:
-        return None
-    return _product(data, weight, call["bias"], weight_axis=0, output_axis=result.dim() - 1, weight_input_axis=1, input_axis=rank_of(data) - 1)
-
-
-def _addmm(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:  # noqa: ARG001
-    if call.get("beta", 1) != 1 or call.get("alpha", 1) != 1 or rank_of(call["self"]) != 1 or call["self"].meta["val"].shape[0] != result.shape[1]:
-        return None
-    return _product(call["mat1"], call["mat2"], call["self"], weight_axis=1, output_axis=1, weight_input_axis=0, input_axis=1)
-
-
-def _convolution(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:
-    kind = operator_kind(node)
-    spatial = _CONVOLUTIONS.get(kind, rank_of(call["weight"]) - 2)
-    if kind == "convolution" and call["transposed"]:
-        return _transposed(node, call, result)
-    sizes = _sizes(call["weight"])
-    axis = result.dim() - 1 - spatial
-    if sizes is None:
-        return None
-    kernel = sizes[2:]
-    stride, dilation = _each(call["stride"], spatial), _each(call["dilation"], spatial)
-    padding: tuple[int, ...] | None = (0,) * spatial if call["padding"] == "valid" else None
-    if call["padding"] == "same":
-        total = tuple(step * (size - 1) for step, size in zip(dilation, kernel, strict=True))
-        padding = tuple(size // 2 for size in total) if all(size % 2 == 0 for size in total) else None
-    elif padding is None:
-        padding = _each(call["padding"], spatial)
-    window = Window(kernel, stride, padding, dilation) if padding is not None else None
-    sees_all = padding is not None and not any(padding)
-    return _product(
-        call["input"],
-        call["weight"],
-        call["bias"],
-        weight_axis=0,
-        output_axis=axis,
-        input_axis=axis,
-        groups=call["groups"],
-        sees_all=sees_all,
-        window=window,
-    )
-
-
-def _transposed(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:
-    sizes = _sizes(call["weight"])
-    if sizes is None:
-        return None
-    spatial = _TRANSPOSED.get(operator_kind(node), len(sizes) - 2)
-    axis = result.dim() - 1 - spatial
-    has_one_tap = all(size == 1 for size in (*sizes[2:], *_each(call["stride"], spatial)))
-    sees_all = has_one_tap and not any((*_each(call["padding"], spatial), *_each(call["output_padding"], spatial)))
-    product = _product(
-        call["input"], call["weight"], call["bias"], weight_axis=1, output_axis=axis, weight_input_axis=0, input_axis=axis, groups=call["groups"]
-    )
-    if product is None:
-        return None
-    return Linear(
-        product.data,
-        product.weight,
-        product.bias,
-        1,
-        axis,
-        weight_input_axis=0,
-        input_axis=axis,
-        groups=call["groups"],
-        is_transposed=True,
-        sees_all=sees_all,
-    )
-
-
-def _product(
-    data: object,
-    weight: object,
-    bias: object,
-    *,
-    weight_axis: int,
-    output_axis: int,
-    weight_input_axis: int = 1,
-    input_axis: int = 1,
-    groups: int = 1,
-    sees_all: bool = True,
-    window: Window | None = None,
-) -> Linear | None:
-    names = _name(data), _name(weight), _name(bias)
-    if names[0] is None or names[1] is None or (bias is not None and names[2] is None):
-        return None
-    return Linear(names[0], names[1], names[2], weight_axis, output_axis, weight_input_axis, input_axis, groups, sees_all=sees_all, window=window)
-
-
 def _batch_norm(node: torch.fx.Node, kind: str) -> BatchNorm | None:
     call = arguments_of(node)
     if kind not in {"batch_norm", "instance_norm"}:
         used = {user.args[1] for user in node.users if user.target is python_operator.getitem}
         if used - {0} or len(used) != len(node.users):
             return None  # the saved statistics are read as well
-    mean, var = _name(call["running_mean"]), _name(call["running_var"])
+    mean, var = name_of(call["running_mean"]), name_of(call["running_var"])
     training = Training.RUNNING
     if call["use_input_stats"] if kind == "instance_norm" else call.get("training", False):
         training = Training.UNTRACKED if mean is None or var is None else Training.BATCH
-    data = _name(call["input"])
+    data = name_of(call["input"])
     eps = call.get("eps", call.get("epsilon"))
     if data is None or not isinstance(eps, (int, float)):
         return None
     if kind == "instance_norm" and training is not Training.RUNNING:
         return None  # by design a statistic of each image
-    return BatchNorm(data, _name(call["weight"]), _name(call["bias"]), mean, var, float(eps), training, axis=1)
+    return BatchNorm(data, name_of(call["weight"]), name_of(call["bias"]), mean, var, float(eps), training, axis=1)
 
 
 def _frozen(node: torch.fx.Node, kind: str, constants: Mapping[str, str]) -> ConstantAffine | None:
@@ -210,7 +118,7 @@ def _channel_axis(node: torch.fx.Node, rank: int) -> int | None:
 
 def _average(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:
     spatial = int(operator_kind(node)[-2])
-    pads = any(_each(call["padding"], spatial))
+    pads = any(each_axis(call["padding"], spatial))
     sums_to_one = not (pads and call["count_include_pad"]) and call.get("divisor_override") is None
     return _kept(call, mixed=_last(result, spatial), sums_to_one=sums_to_one)
 
@@ -240,16 +148,26 @@ def _padded(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) 
     mode = "copy" if kind in _COPYING_PADS else call.get("mode", "constant")
     if mode != "constant":
         return _kept(call, mixed=mixed)
-    return _kept(call, mixed=mixed, sums_to_one=False) if (call.get("value") or 0) == 0 else None
+    if (call.get("value") or 0) != 0:
+        return None
+    before = [0] * result.dim()
+    for axis, size in enumerate(pads[::2], start=1):
+        before[-axis] = size
+    only_puts = all(size >= 0 for size in pads)
+    return _kept(call, mixed=mixed, sums_to_one=False, zeros_before=tuple(before) if only_puts else ())
 
 
 def _maximum(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:
-    data = _name(call["self"])
+    data = name_of(call["self"])
     return Maximum(data, _last(result, int(operator_kind(node)[-2]))) if data is not None else None
 
 
+def _homogeneous(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:  # noqa: ARG001
+    return PositiveHomogeneous(call["self"].name)
+
+
 def _permuted(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:
-    data, rank = _name(call["self"]), result.dim()
+    data, rank = name_of(call["self"]), result.dim()
     order = list(range(rank))
     if operator_kind(node) == "permute":
         order = [axis % rank for axis in call["dims"]]
@@ -263,14 +181,14 @@ def _permuted(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor
 
 
 def _reshaped(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:  # noqa: ARG001
-    data = _name(call["self"])
+    data = name_of(call["self"])
     if data is None or call["self"].meta["val"].dtype != result.dtype:
         return None
     return Reshape(data, _shape(call["self"]), tuple(size_of(size) for size in result.shape))
 
 
 def _shuffled(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:  # noqa: ARG001
-    data = _name(call["self"])
+    data = name_of(call["self"])
     return PixelShuffle(data, call["upscale_factor"], result.dim() - 3) if data is not None else None
 
 
@@ -344,10 +262,7 @@ def _copied(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) 
 
 
 _MAKERS: dict[str, Callable[[torch.fx.Node, Mapping[str, Any], torch.Tensor], Role | None]] = {
-    **dict.fromkeys((*_CONVOLUTIONS, "convolution"), _convolution),
-    **dict.fromkeys(_TRANSPOSED, _transposed),
-    "linear": _linear,
-    "addmm": _addmm,
+    **PRODUCTS,
     **{f"avg_pool{n}d": _average for n in (1, 2, 3)},
     **{f"adaptive_avg_pool{n}d": _adaptive for n in (1, 2, 3)},
     **{f"_adaptive_avg_pool{n}d": _adaptive for n in (2, 3)},
@@ -355,6 +270,7 @@ _MAKERS: dict[str, Callable[[torch.fx.Node, Mapping[str, Any], torch.Tensor], Ro
     "mean": _mean,
     **dict.fromkeys(("pad", "constant_pad_nd", *_COPYING_PADS), _padded),
     **{f"max_pool{n}d": _maximum for n in (1, 2, 3)},
+    **dict.fromkeys(("relu", "relu_", "leaky_relu", "leaky_relu_", "prelu", "_prelu_kernel", "abs", "abs_"), _homogeneous),
     **dict.fromkeys(("permute", "transpose", "swapaxes", "swapdims", "t"), _permuted),
     **dict.fromkeys(_RESHAPES, _reshaped),
     "pixel_shuffle": _shuffled,
@@ -366,28 +282,21 @@ _MAKERS: dict[str, Callable[[torch.fx.Node, Mapping[str, Any], torch.Tensor], Ro
 }
 
 
-def _kept(call: Mapping[str, Any], *, mixed: tuple[int, ...] = (), sums_to_one: bool = True, removed: tuple[int, ...] = ()) -> KeepsChannels | None:
-    data = _name(call.get("self", call.get("input")))
-    return KeepsChannels(data, mixed, sums_to_one, removed) if data is not None else None
+def _kept(
+    call: Mapping[str, Any],
+    *,
+    mixed: tuple[int, ...] = (),
+    sums_to_one: bool = True,
+    removed: tuple[int, ...] = (),
+    zeros_before: tuple[int, ...] = (),
+) -> KeepsChannels | None:
+    data = name_of(call.get("self", call.get("input")))
+    return KeepsChannels(data, mixed, sums_to_one, removed, zeros_before) if data is not None else None
 
 
 def _last(result: torch.Tensor, count: int) -> tuple[int, ...]:
     return tuple(range(result.dim() - count, result.dim()))
 
 
-def _each(sizes: Any, count: int) -> tuple[int, ...]:  # noqa: ANN401 - what a call may be given: a number, or one or several in a list
-    given = tuple(sizes) if isinstance(sizes, (list, tuple)) else (sizes,)
-    return given * count if len(given) == 1 else given
-
-
-def _sizes(argument: object) -> tuple[int, ...] | None:
-    shape = argument.meta["val"].shape if isinstance(argument, torch.fx.Node) else ()
-    return tuple(shape) if shape and all(isinstance(size, int) for size in shape) else None
-
-
 def _shape(node: torch.fx.Node) -> tuple[int | str, ...]:
     return tuple(size_of(size) for size in node.meta["val"].shape)
-
-
-def _name(argument: object) -> str | None:
-    return argument.name if isinstance(argument, torch.fx.Node) else None

@@ -49,7 +49,7 @@ def fold_onnx(model: onnx.ModelProto, config: FoldConfig, *, base: Path) -> Fold
     reading = read_model(working, types, computed.exact)
     norms = _norm_nodes(reading)
     sketch = sketch_of(reading.graph)
-    plan = make_plan(reading.graph, reading.constants, config)
+    plan = make_plan(reading.graph, reading.constants, config, with_work=False)  # ``surgery.py`` writes weights and biases alone
     folded_model(reading, plan)
     _check_against_plan(reading, plan, norms)
     _check_with_onnx(working, model, base)

@@ -20,15 +20,15 @@ from exporter.graph.algebra import Float64, rounded_once, with_input_of_ones
 from exporter.graph.attempts import Attempt, num_not_finite, outline_of
 from exporter.graph.replay.document import FoldPlan, Result, Value, read_plan
 from exporter.graph.replay.origins import evaluated
-from exporter.graph.rewrites import REWRITES
-from exporter.graph.rewrites.contract import Rewritten, linear_of
+from exporter.graph.rewrites import REWRITES, WITH_WORK
+from exporter.graph.rewrites.contract import Rewritten, linear_of, numbers_given
 from exporter.graph.rewrites.linear_numbers import LinearNumbers
 from exporter.tensors import header_bytes, numpy_dtype, ordered_specs, read_header
 from exporter.tensors.sources import open_regular
 
 __all__ = ["apply_plan"]
 
-_REWRITES = {type(rewrite).__name__: rewrite for rewrite in REWRITES}
+_REWRITES = {type(rewrite).__name__: rewrite for rewrite in (*REWRITES, *WITH_WORK)}
 _WIDER = {("float16", "float32"), ("bfloat16", "float32"), ("float16", "float64"), ("bfloat16", "float64"), ("float32", "float64")}
 _SHOWN = 8
 
@@ -103,8 +103,7 @@ class _Numbers:
     def of(self, operator: Operator) -> LinearNumbers:
         if operator.name in self.new:
             return self.new[operator.name]
-        role = linear_of(operator)
-        return LinearNumbers(self.read(role.weight), None if role.bias is None else self.read(role.bias))
+        return numbers_given(operator, self)
 
 
 def _try_again(attempt: Attempt, numbers: _Numbers) -> None:

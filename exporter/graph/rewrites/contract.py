@@ -13,7 +13,7 @@ from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Li
 from exporter.graph.algebra import Float64, affine_from_batch_norm
 from exporter.graph.rewrites.linear_numbers import LinearNumbers
 
-__all__ = ["Bypass", "Constants", "Copy", "Match", "Numbers", "Rewrite", "Rewritten", "affine_numbers", "linear_of"]
+__all__ = ["Bypass", "Constants", "Copy", "Match", "Numbers", "Rewrite", "Rewritten", "affine_numbers", "linear_of", "numbers_given"]
 
 
 class Constants(Protocol):
@@ -32,7 +32,7 @@ class Numbers(Constants, Protocol):
     """The constants with the folds so far in them."""
 
     def of(self, operator: Operator) -> LinearNumbers:
-        """Return the numbers of a linear operator as the folds so far have left them."""
+        """Return the numbers of a linear operator as the folds so far have left them; of a BatchNorm, gamma and beta as weight and bias."""
         ...
 
 
@@ -71,7 +71,7 @@ class Rewritten:
     """What becomes of the graph: copies, new numbers of linear operators, still in float64, and operators that go.
 
     Attributes:
-        numbers: operator, or copy -> its numbers.
+        numbers: linear operator, or copy of one -> its numbers; a BatchNorm that stays -> gamma and beta as weight and bias.
         bypasses: in the order in which they are done.
         pattern: what was folded into what, in short: ``conv2d+bn``.
         max_scale: the largest ``|s|``.
@@ -88,7 +88,13 @@ class Rewritten:
 
 
 class Rewrite(Protocol):
-    """One exact fold."""
+    """One exact fold.
+
+    Attributes:
+        looks_ahead: whether it changes what reads a BatchNorm; then the planner tries the last BatchNorms first.
+    """
+
+    looks_ahead: bool
 
     def requires(self, graph: AbstractGraph, affine: Operator) -> Match | Refusal:
         """Return the match, or the first reason against it. Looks at the graph only, not at numbers."""
@@ -99,17 +105,27 @@ class Rewrite(Protocol):
         ...
 
 
-def affine_numbers(operator: Operator, constants: Constants) -> tuple[Float64, Float64]:
+def affine_numbers(operator: Operator, numbers: Numbers) -> tuple[Float64, Float64]:
     """Return ``s`` and ``t`` of a BatchNorm with constant statistics, each of shape ``(channels,)``."""
     role = operator.role
     if isinstance(role, ConstantAffine):
-        s, t = constants.read(role.scale).reshape(-1), constants.read(role.shift).reshape(-1)
+        s, t = numbers.read(role.scale).reshape(-1), numbers.read(role.shift).reshape(-1)
         size = max(s.size, t.size)
         return np.broadcast_to(s, (size,)).copy(), np.broadcast_to(t, (size,)).copy()
     if not isinstance(role, BatchNorm) or role.mean is None or role.var is None:
         raise TypeError(f"{operator.label} is no BatchNorm with running statistics")
-    gamma, beta = (None if name is None else constants.read(name) for name in (role.gamma, role.beta))
-    return affine_from_batch_norm(gamma, beta, constants.read(role.mean), constants.read(role.var), role.eps)
+    own = numbers.of(operator)
+    return affine_from_batch_norm(own.weight, own.bias, numbers.read(role.mean), numbers.read(role.var), role.eps)
+
+
+def numbers_given(operator: Operator, constants: Constants) -> LinearNumbers:
+    """Return the numbers that a linear operator has in the network; of a BatchNorm, gamma and beta as weight and bias."""
+    if isinstance(operator.role, BatchNorm):
+        role = operator.role
+        beta = None if role.beta is None else constants.read(role.beta)
+        return LinearNumbers(np.ones_like(constants.read(role.mean or "")) if role.gamma is None else constants.read(role.gamma), beta)
+    linear = linear_of(operator)
+    return LinearNumbers(constants.read(linear.weight), None if linear.bias is None else constants.read(linear.bias))
 
 
 def linear_of(operator: Operator) -> Linear:

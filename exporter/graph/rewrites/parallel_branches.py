@@ -48,6 +48,8 @@ class _Branches:
 class ParallelBranches:
     """Fold ``s x + t`` and the convolutions beside it into one convolution of ``x``."""
 
+    looks_ahead = False
+
     def requires(self, graph: AbstractGraph, affine: Operator) -> Match | Refusal:
         """Return the branches that become one, or the first reason against it."""
         refusal = objection_to_statistics(graph, affine)

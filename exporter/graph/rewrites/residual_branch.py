@@ -37,6 +37,8 @@ class _Branches:
 class ResidualBranch:
     """Fold ``s z + t`` and the residual in ``z`` into the convolutions beside it."""
 
+    looks_ahead = False
+
     def requires(self, graph: AbstractGraph, affine: Operator) -> Match | Refusal:
         """Return the convolutions, or the first reason against it."""
         refusal = objection_to_statistics(graph, affine)
