@@ -150,13 +150,14 @@ class _Planning:
         if isinstance(match, Refusal):
             return match
         rewritten = rewrite.apply(match, self._working)
-        overflow = None if isinstance(rewritten, Refusal) else _too_large(self._graph, affine, rewritten)
-        objection = rewritten if isinstance(rewritten, Refusal) else overflow or self._too_late(affine, rewritten)
-        if objection is None and isinstance(rewritten, Rewritten):
-            objection = self._too_dear(affine, rewrite, rewritten)
+        if isinstance(rewritten, Refusal):
+            self._attempts.append(attempt_of(rewrite, match, rewritten, rewritten, is_finite=True))
+            return rewritten
+        overflow = _too_large(self._graph, affine, rewritten)
+        objection = overflow or self._too_late(affine, rewritten) or self._too_dear(affine, rewrite, rewritten)
         self._attempts.append(attempt_of(rewrite, match, rewritten, objection, is_finite=overflow is None))
-        if isinstance(rewritten, Refusal) or objection is not None:
-            return objection or rewritten
+        if objection is not None:
+            return objection
         first = match.absorbers[0]
         channels = max(self._working.read(name).size for name in affine_of(affine).parameters)
         name = first.module or first.kind
