@@ -35,7 +35,7 @@ __all__ = ["command"]
 @click.option(
     "--plan", type=click.Path(path_type=Path, dir_okay=False), help="File to write the plan to, as JSON, which folds new weights of the same network."
 )
-@output_option("CKPT's stem + .fused.pt2, beside the other artefacts")
+@output_option("stem of CKPT + .fused.pt2, or of MODEL.onnx + .fused.onnx, beside the other artefacts")
 @weights_options
 @config_option
 @screen_options
@@ -60,13 +60,19 @@ def command(
 
     MODEL is code that builds the network, and it runs: timm:resnet50, torchvision:resnet18, ultralytics:yolov8n.yaml,
     package.module:callable or path/to/file.py:callable, with KEY=VALUE arguments. Without MODEL it is taken from exporter.toml.
+    A MODEL.onnx is data, from any exporter: it is folded as it is, and needs neither a checkpoint nor an exporter.toml.
     """
     from exporter.artifacts import to_json, worst
     from exporter.cli.folders import workspace_of
+    from exporter.cli.fuse_onnx import fuse_onnx, names_onnx_file
     from exporter.cli.verdicts import show_verdicts
     from exporter.report import render_fold
 
     fold = {"keep": list(keep) or None, "level": fold_level}
+    if model is not None and names_onnx_file(model):
+        options = {"choice": "--weights", **{name: f"--{name.replace('_', '-')}" for name in weights if name != "choice"}}
+        strangers = {"KEY=VALUE": arguments, "--checkpoint": checkpoint, "--explain": explain, **{options[name]: weights[name] for name in weights}}
+        return fuse_onnx(screen, Path(model), check=check, output=output, inputs=inputs, config_path=config_path, fold=fold, strangers=strangers)
     config = config_with(config_path, checkpoint=checkpoint, model=model, arguments=arguments, inputs=inputs, weights=dict(weights), fold=fold)
     workspace = workspace_of(config, screen, fold=output)
     graph = workspace.graph

@@ -12,13 +12,14 @@ from exporter.cli.screen import Screen
 from exporter.locations import Location, location_of
 
 if TYPE_CHECKING:
-    from exporter.config import Config
+    from exporter.config import Config, InputConfig
 
 __all__ = [
     "LocationType",
     "config_option",
     "config_with",
     "fold_level_option",
+    "given_inputs",
     "input_option",
     "model_arguments",
     "output_option",
@@ -134,6 +135,17 @@ def config_with(
     if inputs:
         flags.setdefault("model", {})["inputs"] = [_input_table(text) for text in inputs]
     return load_config(path, base=None if path is not None else Path(), flags=flags)
+
+
+def given_inputs(texts: tuple[str, ...]) -> tuple[InputConfig, ...]:
+    """Return what ``--input`` says.
+
+    Raises:
+        click.UsageError: a text is not of the form ``NAME:SHAPE[:DTYPE]``.
+    """
+    from exporter.config import InputConfig
+
+    return tuple(InputConfig(**_input_table(text)) for text in texts)
 
 
 def model_arguments(texts: tuple[str, ...]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ and write it whole or not at all, with its lineage in the file.
     writing.py      bytes on disk, external data, record
     reading.py      an ``.onnx`` from anywhere, as data
     external.py     where external data may lie
+    foreign.py      a file from elsewhere that was folded: its data, its lineage
 """
 
 from __future__ import annotations
@@ -22,18 +23,34 @@ from exporter.onnx_export.keys import onnx_key
 
 if TYPE_CHECKING:
     from exporter.onnx_export.exporting import export_onnx
+    from exporter.onnx_export.foreign import with_external_data, write_folded
     from exporter.onnx_export.lowering.converting import lower_onnx, lowered_key
-    from exporter.onnx_export.reading import open_onnx
+    from exporter.onnx_export.reading import OnnxFile, open_onnx, read_onnx
     from exporter.onnx_export.writing import load_onnx
 
-__all__ = ["export_onnx", "load_onnx", "lower_onnx", "lowered_key", "onnx_key", "open_onnx"]
+__all__ = [
+    "OnnxFile",
+    "export_onnx",
+    "load_onnx",
+    "lower_onnx",
+    "lowered_key",
+    "onnx_key",
+    "open_onnx",
+    "read_onnx",
+    "with_external_data",
+    "write_folded",
+]
 
 _HOMES = {
+    "OnnxFile": "exporter.onnx_export.reading",
     "export_onnx": "exporter.onnx_export.exporting",
     "load_onnx": "exporter.onnx_export.writing",
     "lower_onnx": "exporter.onnx_export.lowering.converting",
     "lowered_key": "exporter.onnx_export.lowering.converting",
     "open_onnx": "exporter.onnx_export.reading",
+    "read_onnx": "exporter.onnx_export.reading",
+    "with_external_data": "exporter.onnx_export.foreign",
+    "write_folded": "exporter.onnx_export.foreign",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -16,14 +17,35 @@ from exporter.files import digest_of_file
 from exporter.onnx_export.checking import check_with_onnx, count_batch_norms
 from exporter.onnx_export.external import all_tensors, check_tensor
 
-__all__ = ["describe", "open_onnx", "parse"]
+__all__ = ["OnnxFile", "describe", "open_onnx", "parse", "read_onnx"]
 
 _LARGEST_BYTES = 2**31 - 1
 _PREFIX = "exporter."
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class OnnxFile:
+    """An ``.onnx`` that has been checked.
+
+    Attributes:
+        message: as it is in the file, without external data.
+    """
+
+    model: OnnxModel
+    message: onnx.ModelProto
+
+
 def open_onnx(path: Path) -> OnnxModel:
     """Return the model at ``path``, which may come from anywhere.
+
+    Raises:
+        ArtifactError: as ``read_onnx``.
+    """
+    return read_onnx(path).model
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """Return the model at ``path``, which may come from anywhere, with its message.
 
     Raises:
         ArtifactError: no regular file, or no ONNX (E421), a malformed tensor (E422), external data outside the folder (E423), a
@@ -41,7 +63,7 @@ def open_onnx(path: Path) -> OnnxModel:
         raise ArtifactError("E424", "the ONNX file does not pass ONNX's own checks", facts={"file": path, "found": err.facts["found"]}) from err
     lineage = {entry.key.removeprefix(_PREFIX): entry.value for entry in model.metadata_props if entry.key.startswith(_PREFIX)}
     producer = {"producer": f"{model.producer_name} {model.producer_version}".strip()}
-    return describe(model, path, digest_of_file(path), Provenance("onnx_export", {}, producer, {}, lineage))
+    return OnnxFile(describe(model, path, digest_of_file(path), Provenance("onnx_export", {}, producer, {}, lineage)), model)
 
 
 def parse(path: Path) -> onnx.ModelProto:

@@ -21,22 +21,26 @@ _DEVICE = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
 
 
 class OnnxruntimeRunner:
-    """Runs an ``OnnxModel`` at the full optimisation level (``ORT_ENABLE_ALL``), sequentially, with fixed threads.
+    """Runs an ``OnnxModel`` sequentially, with fixed threads.
 
     Args:
         provider: ``CPUExecutionProvider`` or ``CUDAExecutionProvider``. The CPU provider stands behind every other one for
             the operators it lacks, as the runtime demands; a provider that is asked for and not active is an error.
         threads: intra-operator threads; between operators there is one.
+        optimize: at the full level (``ORT_ENABLE_ALL``), else operator after operator as the file has them (``ORT_DISABLE_ALL``).
     """
 
-    def __init__(self, model: OnnxModel, *, name: str = "onnx", provider: str = "CPUExecutionProvider", threads: int = 1) -> None:
+    def __init__(
+        self, model: OnnxModel, *, name: str = "onnx", provider: str = "CPUExecutionProvider", threads: int = 1, optimize: bool = True
+    ) -> None:
         self.name = name
         self.provider = provider
         self.precision = _precision(model)
         self.device = _DEVICE.get(provider, "cuda")
         self.threads: int | None = threads if self.device == "cpu" else None
         self.load_ms = 0.0
-        self.settings = {"provider": provider, "optimization": "ORT_ENABLE_ALL", "threads": f"{threads} intra, 1 inter"}
+        self._level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
+        self.settings = {"provider": provider, "optimization": self._level, "threads": f"{threads} intra, 1 inter"}
         self._model = model
         self._num_threads = threads
         self._session: Any = None
@@ -71,7 +75,7 @@ class OnnxruntimeRunner:
         options.intra_op_num_threads = self._num_threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, self._level)
         options.log_severity_level = 4
         options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads must not slow the other contestant of a race
         provider: Any = (self.provider, {"use_tf32": "0"}) if self.provider == "CUDAExecutionProvider" else self.provider

@@ -32,15 +32,17 @@ class Reference(CandidateOutputs):
 
     Attributes:
         remarks: e.g. that an operator has no float64 kernel, so that float32 was used.
+        runtime: what computed them.
     """
 
     feeds: tuple[NamedFeed, ...] = ()
     remarks: tuple[str, ...] = ()
+    runtime: str = "torch"
 
     @property
     def description(self) -> str:
         """Return ``torch float64 on the cpu, unfused``."""
-        return f"torch {self.precision} on the {'CPU' if self.device == 'cpu' else 'GPU'}, unfused"
+        return f"{self.runtime} {self.precision} on the {'CPU' if self.device == 'cpu' else 'GPU'}, unfused"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,24 +55,25 @@ def collect_outputs(runner: Runner, feeds: tuple[NamedFeed, ...]) -> CandidateOu
     return CandidateOutputs(runner.name, runner.precision, runner.device, _run(runner, feeds))
 
 
-def measure_reference(reference: Runner, feeds: tuple[NamedFeed, ...], *, fallback: Runner | None = None) -> Reference:
+def measure_reference(reference: Runner, feeds: tuple[NamedFeed, ...], *, fallback: Runner | None = None, runtime: str = "torch") -> Reference:
     """Run the reference on every feed.
 
     Args:
         reference: the unfused model in float64, entered.
         feeds: what to run.
         fallback: the same in float32, entered; taken where the model cannot run in float64, which becomes a remark.
+        runtime: of both, for the report.
 
     Raises:
         ModelNotSupported: E621, the model does not run in float64 and there is no fallback.
     """
     try:
-        return Reference(reference.name, reference.precision, reference.device, _run(reference, feeds), feeds)
+        return Reference(reference.name, reference.precision, reference.device, _run(reference, feeds), feeds, runtime=runtime)
     except ModelNotSupported as err:
         if fallback is None or err.code != "E621":
             raise
         remark = f"the reference is {fallback.precision}: the model does not run in {reference.precision} ({err.facts.get('found', err.problem)})"
-        return Reference(fallback.name, fallback.precision, fallback.device, _run(fallback, feeds), feeds, (remark,))
+        return Reference(fallback.name, fallback.precision, fallback.device, _run(fallback, feeds), feeds, (remark,), runtime)
 
 
 def measure_own_error(reference: Reference, unfused: Runner) -> OwnError:

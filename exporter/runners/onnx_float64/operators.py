@@ -1,4 +1,4 @@
-"""Operators whose meaning the evaluator takes from another opset than the model's."""
+"""Operators whose meaning the evaluator takes from another opset than the model's, or that it computes number by number."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from onnx.reference.op_run import OpRun
 
 from exporter.runners.base import Array
@@ -17,16 +18,46 @@ __all__ = ["OPERATORS"]
 
 
 class BatchNormalization(OpRun):
-    """``BatchNormalization`` with the running statistics; the evaluator's own mixes in the batch's below opset 14."""
+    """``BatchNormalization``: the evaluator's own mixes the batch's statistics in below opset 14, where only training does."""
 
     op_domain = ""
 
-    def _run(self, x: Array, scale: Array, bias: Array, mean: Array, var: Array, **attributes: Any) -> tuple[Array]:  # noqa: ANN401 - as ONNX has them
-        if attributes.get("training_mode") or any(self.output[1:]) or attributes.get("spatial") == 0:
-            raise NotImplementedError("BatchNormalization in training mode, or with statistics of each cell")
-        shape = (-1, *(1,) * (x.ndim - 2))
-        factor = scale / np.sqrt(var + attributes["epsilon"])
-        return ((x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape),)
+    def _run(self, x: Array, scale: Array, bias: Array, mean: Array, var: Array, **attributes: Any) -> tuple[Array, ...]:  # noqa: ANN401 - as ONNX has them
+        is_new = self.run_params["opsets"][""] >= 14
+        if attributes.get("spatial") == 0 or (any(self.output[1:]) and not is_new):
+            raise NotImplementedError("statistics of each cell, or the training mode of before opset 14")
+        if not (is_new and attributes.get("training_mode")):
+            return (_normalised(x, scale, bias, mean, var, attributes["epsilon"]),)
+        axes = tuple(axis for axis in range(x.ndim) if axis != 1)
+        now, spread = x.mean(axes), x.var(axes)
+        kept = attributes["momentum"]
+        running = (mean * kept + now * (1 - kept), var * kept + spread * (1 - kept))
+        return (_normalised(x, scale, bias, now, spread, attributes["epsilon"]), *running)[: len(self.output)]
+
+
+def _normalised(x: Array, scale: Array, bias: Array, mean: Array, var: Array, epsilon: float) -> Array:
+    shape = (-1, *(1,) * (x.ndim - 2))
+    factor = scale / np.sqrt(var + epsilon)
+    result: Array = (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
+    return result
+
+
+class Erf(OpRun):
+    """``Erf``, which the evaluator computes number by number, and in float32."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (torch.special.erf(torch.from_numpy(np.ascontiguousarray(x))).numpy(),)
+
+
+class Sigmoid(OpRun):
+    """``Sigmoid``, which the evaluator computes number by number."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (torch.sigmoid(torch.from_numpy(np.ascontiguousarray(x))).numpy(),)
 
 
 class _AlongAxis(OpRun):
@@ -88,10 +119,12 @@ OPERATORS: tuple[type[OpRun], ...] = (
     BatchNormalization,
     Conv,
     ConvTranspose,
+    Erf,
     Hardmax,
     LogSoftmax,
     MaxPool,
     Resize,
+    Sigmoid,
     Softmax,
     Upsample,
 )

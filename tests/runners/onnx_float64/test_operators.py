@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -176,3 +178,23 @@ def test_batch_norm_takes_its_running_statistics_in_every_opset(opset: int, rank
     _assert_close(found, _in_onnxruntime(model, {"x": x}), 1e-5)
     s, b, m, v = (array.astype(np.float64).reshape(-1, *(1,) * rank) for array in constants.values())
     _assert_close(found, (x - m) / np.sqrt(v + np.float64(np.float32(1e-3))) * s + b, 1e-13)
+
+
+def test_batch_norm_in_training_mode_takes_the_statistics_of_the_batch() -> None:
+    """From opset 14 on, with ``training_mode``: as weights are standardised with a BatchNorm over the weight."""
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((2, 4, 5)).astype(np.float32)
+    constants = {name: rng.uniform(0.5, 2, 4).astype(np.float32) for name in ("scale", "bias", "mean", "var")}
+    model = _model("BatchNormalization", {"x": x}, 15, constants, ["x", *constants], training_mode=1, momentum=0.5)
+    model.graph.node[0].output.extend(["mean_after", "var_after"])
+    _assert_close(_ours(model, {"x": x}), _in_onnxruntime(model, {"x": x}), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op", "function"), [pytest.param("Erf", math.erf, id="Erf"), pytest.param("Sigmoid", lambda x: 1 / (1 + math.exp(-x)), id="Sigmoid")]
+)
+def test_functions_of_each_number(op: str, function: Callable[[float], float]) -> None:
+    """To the last digits, also far out; the evaluator's own ``Erf`` has those of float32."""
+    x = np.concatenate([np.linspace(-40, 40, 161), [1e-300, -700.0, 700.0]])
+    model = _model(op, {"x": x}, 13, {}, ["x"])
+    np.testing.assert_allclose(_ours(model, {"x": x}), [function(value) for value in x], rtol=1e-14, atol=0)
