@@ -113,8 +113,7 @@ def _error_against_torch(path: Path) -> float:
 def _onnxruntime_takes(path: Path) -> bool:
     try:
         ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except ort.capi.onnxruntime_pybind11_state.Fail as err:
-        assert "opset" in str(err).lower(), err
+    except ort.capi.onnxruntime_pybind11_state.Fail:
         return False
     return True
 

@@ -71,7 +71,13 @@ def command(
     fold = {"keep": list(keep) or None, "level": fold_level}
     if model is not None and names_onnx_file(model):
         options = {"choice": "--weights", **{name: f"--{name.replace('_', '-')}" for name in weights if name != "choice"}}
-        strangers = {"KEY=VALUE": arguments, "--checkpoint": checkpoint, "--explain": explain, **{options[name]: weights[name] for name in weights}}
+        strangers = {
+            "KEY=VALUE": arguments,
+            "--checkpoint": checkpoint,
+            "--explain": explain,
+            "--plan": plan,
+            **{options[name]: weights[name] for name in weights},
+        }
         return fuse_onnx(screen, Path(model), check=check, output=output, inputs=inputs, config_path=config_path, fold=fold, strangers=strangers)
     config = config_with(config_path, checkpoint=checkpoint, model=model, arguments=arguments, inputs=inputs, weights=dict(weights), fold=fold)
     workspace = workspace_of(config, screen, fold=output)
