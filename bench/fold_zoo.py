@@ -1,128 +1,155 @@
-"""How many BatchNorms are folded in networks of timm, torchvision and ultralytics, whether that is exact, and how long it takes.
+"""How many BatchNorms are folded in networks of timm, torchvision and ultralytics, by us and by other tools, and whether that is right.
 
-    python bench/fold_zoo.py [PATTERN ...]
+    python -m bench.fold_zoo ROWS.jsonl [--only PATTERN] [--peers ours,onnxsim,...] [--level default] [--again]
+    python -m bench.fold_zoo ROWS.jsonl --tables
 
-Needs the `peers` extra. Every network gets random weights and the BatchNorm statistics of a trained one, runs at small resolution, and
-is folded; then folded and unfolded run in float64. Prints a row per network: BatchNorms, folded, kept with their reasons, largest
-relative error in float64, seconds for tracing and for the fold itself, and the total. Figures of time hold for the machine.
+Needs the extra `peers` and the group `bench`. Every network gets random weights and the BatchNorm statistics of a trained one and runs at
+small resolution, in a process that may crash: then that is a row and not the end. Rows that are there already are not made again, so a
+run can be stopped and resumed. Figures of time hold for the machine.
 """
 
 from __future__ import annotations
 
-import collections
+import argparse
+import dataclasses
 import fnmatch
+import itertools
+import json
+import resource
+import subprocess
 import sys
-import time
-import traceback
+import threading
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from common import print_machine, print_table
-from torch import nn
+from bench.common import print_machine, print_table
+from bench.zoo.rows import Row, add_row, per_network, per_peer, read_rows
 
-from exporter.artifacts import Provenance
-from exporter.config import FoldConfig, InputConfig, ModelConfig
-from exporter.errors import ExporterError
-from exporter.factories import build_model
-from exporter.graph import fold, fold_error_in_float64, trace
+if TYPE_CHECKING:
+    from bench.zoo.case import Case
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-WIDE = {"init_weights": False}
-ZOO: tuple[tuple[str, int, dict[str, object]], ...] = (
-    *((f"timm:{name}", 64, {}) for name in (
-        "resnet18", "resnet50", "resnet152", "resnet50d", "resnext50_32x4d", "seresnet50", "wide_resnet50_2", "resnetblur50", "ecaresnet50t", "skresnet18",  # noqa: E501
-        "resnest14d", "res2net50_26w_4s", "densenet121", "densenet201", "dpn68", "dla34", "dla60", "hrnet_w18_small", "selecsls42", "vovnet39a",
-        "ese_vovnet19b_dw", "cspresnet50", "cspdarknet53", "darknet53", "gernet_s", "regnetx_002", "regnety_002", "regnetv_040", "regnetz_b16",
-        "mobilenetv2_100", "mobilenetv3_small_050", "mobilenetv3_large_100", "mobilenetv4_conv_small", "mobilenetv4_hybrid_medium", "mnasnet_100",
-        "semnasnet_100", "spnasnet_100", "fbnetc_100", "fbnetv3_b", "efficientnet_b0", "efficientnetv2_rw_t", "tf_efficientnet_b0", "tf_efficientnet_b7",  # noqa: E501
-        "tf_efficientnetv2_s", "tf_mixnet_s", "mixnet_s", "ghostnet_100", "ghostnetv2_100", "ghostnetv3_100", "repghostnet_050", "hardcorenas_a",
-        "tinynet_a", "lcnet_050", "rexnet_100", "nasnetalarge", "pnasnet5large", "inception_v3", "inception_v4", "inception_resnet_v2", "xception",
-        "xception41", "xception41p", "xception65", "legacy_xception", "repvgg_a0", "repvgg_b1g4", "mobileone_s0", "mobileone_s1", "fastvit_t8", "levit_128s",  # noqa: E501
-        "coatnet_bn_0_rw_224", "maxvit_nano_rw_256", "xcit_tiny_12_p8_224", "convmixer_768_32", "lambda_resnet26t", "halonet26t", "botnet26t_256",
-        "swiftformer_xs", "efficientformer_l1", "efficientformerv2_s0", "efficientvit_b0", "efficientvit_m0", "tiny_vit_5m_224", "mobilevit_xxs",
-        "mobilevitv2_050", "edgenext_xx_small", "poolformerv2_s12", "starnet_s1", "repvit_m0_9", "nf_resnet26", "resnetv2_50d_evos", "visformer_tiny",
-        "hgnet_tiny", "hgnetv2_b0", "crossvit_9_240",
-    )),
-    *((f"torchvision:{name}", 64, {}) for name in ("resnet50", "densenet121", "mnasnet1_0", "shufflenet_v2_x1_0", "regnet_y_400mf", "mobilenet_v2")),
-    ("torchvision:googlenet", 96, WIDE),
-    ("torchvision:inception_v3", 96, WIDE),
-    ("torchvision:vgg11_bn", 224, {}),
-    ("torchvision:deeplabv3_mobilenet_v3_large", 64, {}),
-    *((f"ultralytics:{name}.yaml", 64, {}) for name in ("yolov8n", "yolo11n", "yolov10n", "yolov8n-seg")),
-)  # fmt: skip
-LARGER = {
-    **dict.fromkeys(
-        ("timm:levit_128s", "timm:coatnet_bn_0_rw_224", "timm:xcit_tiny_12_p8_224", "timm:visformer_tiny", "timm:efficientformer_l1"), 224
-    ),
-    **dict.fromkeys(("timm:efficientformerv2_s0", "timm:tiny_vit_5m_224", "timm:swiftformer_xs", "timm:efficientvit_m0"), 224),
-    **dict.fromkeys(("timm:maxvit_nano_rw_256", "timm:botnet26t_256", "timm:halonet26t", "timm:lambda_resnet26t", "timm:mobilevit_xxs"), 256),
-    "timm:mobilevitv2_050": 256,
-    "timm:crossvit_9_240": 240,
-    **dict.fromkeys(("timm:nasnetalarge", "timm:pnasnet5large", "timm:inception_v3", "timm:inception_v4", "timm:inception_resnet_v2"), 96),
-}
-
-
-def with_statistics(network: nn.Module) -> nn.Module:
-    """Give every BatchNorm the statistics of training: some gamma negative, some near zero, variances around one."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for norm in network.modules():
-            if isinstance(norm, NORMS) and norm.running_mean is not None:
-                size = norm.num_features
-                norm.running_mean.copy_(0.1 * torch.randn(size, generator=generator))
-                norm.running_var.copy_(0.5 + torch.rand(size, generator=generator))
-                if norm.weight is not None:
-                    gamma = 0.6 + 0.8 * torch.rand(size, generator=generator)
-                    chance = torch.rand(size, generator=generator)
-                    gamma[chance < 0.12] *= -1
-                    gamma[chance > 0.94] *= 1e-6
-                    norm.weight.copy_(gamma)
-                    norm.bias.copy_(0.1 * torch.randn(size, generator=generator))
-    return network
-
-
-def row_of(factory: str, side: int, arguments: dict[str, object]) -> list[object]:
-    """Fold one network; return its row."""
-    torch.manual_seed(0)  # noqa: TID251 - the libraries draw their weights from the global generator
-    config = ModelConfig(factory=factory, arguments=arguments, inputs=(InputConfig(name="image", shape=(2, 3, side, side)),))
-    begin = time.perf_counter()
-    try:
-        network = with_statistics(build_model(config, base=Path()))
-        try:
-            traced = trace(network, config.inputs)
-        except ExporterError:
-            fixed = tuple(entry.model_copy(update={"dynamic": {}, "shape": (2, 3, side, side)}) for entry in config.inputs)
-            traced = trace(network, fixed)
-        tracing = time.perf_counter() - begin
-        begin = time.perf_counter()
-        graph = fold(traced, FoldConfig(), provenance=Provenance("graph"))
-        folding = time.perf_counter() - begin
-        x = torch.rand((2, 3, side, side), generator=torch.Generator().manual_seed(1))
-        error = fold_error_in_float64(graph.unfused, (x,), FoldConfig())
-    except ExporterError as err:
-        return [factory, 0, 0, "", f"{err.code} {err.problem}"[:90], time.perf_counter() - begin, ""]
-    except Exception:  # noqa: BLE001 - a crash is a result here
-        return [factory, 0, 0, "", "CRASH " + traceback.format_exc().strip().splitlines()[-1][:200], time.perf_counter() - begin, ""]
-    reasons = collections.Counter(refusal.reason.name for refusal in graph.refusals)
-    shown = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-    return [factory, graph.num_batch_norms, len(graph.folded), error, shown, tracing, folding]
+PEERS = (
+    *("ours", "ours_onnx", "fx_fuse", "module_walk", "timm", "ultralytics", "pt2e", "dynamo", "torchscript"),
+    *("onnxoptimizer", "onnxsim", "onnxslim", "onnxruntime", "dynamo_onnxsim"),
+)
+LEVELS = ("conservative", "default", "aggressive")
+SILENCE_S = 900.0
+"""A process that says nothing for so long is ended; what it was at has failed."""
+LARGE_KIB = 6 << 20
+"""A process that grew so large makes room for a new one after a network."""
 
 
 def main() -> None:
-    """Fold all, print the table."""
+    """Run what is missing, or print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m bench.fold_zoo")
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--only", action="append", default=[], help="pattern of networks")
+    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--level", choices=LEVELS, default="default")
+    parser.add_argument("--again", action="store_true", help="make rows that are there already")
+    parser.add_argument("--tables", action="store_true")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        run_here([(network, peer) for network, peer in json.load(sys.stdin)], options.level)
+    elif options.tables:
+        show(read_rows(options.rows))
+    else:
+        run_missing(options)
+
+
+def run_missing(options: argparse.Namespace) -> None:
+    """Run every network with the tools that have no row for it yet."""
+    done = {} if options.again else read_rows(options.rows)
+    wanted = [name for name in networks() if not options.only or any(fnmatch.fnmatchcase(name, pattern) for pattern in options.only)]
+    todo = [(network, peer) for network in wanted for peer in options.peers.split(",") if (network, key_of(peer, options.level)) not in done]
+    while todo:
+        todo = run_in_process(todo, options)
+
+
+def run_in_process(todo: list[tuple[str, str]], options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Run networks in another process and add their rows, until it ends; return what it did not come to."""
+    command = [sys.executable, "-m", "bench.fold_zoo", str(options.rows), "--level", options.level, "--child"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("the process has no pipes")
+    process.stdin.write(json.dumps(todo))
+    process.stdin.close()
+    left = list(todo)
+    watch = threading.Timer(SILENCE_S, process.kill)
+    watch.start()
+    for line in process.stdout:
+        watch.cancel()
+        if line.startswith("ROW "):
+            row = Row(**json.loads(line[4:]))
+            add_row(options.rows, row)
+            left.remove((row.network, row.peer.partition(":")[0]))
+            print(row.network, row.peer, row.outcome, f"{row.removed}/{row.total}", row.facts.get("what", ""), file=sys.stderr, flush=True)
+        watch = threading.Timer(SILENCE_S, process.kill)
+        watch.start()
+    watch.cancel()
+    if process.wait() != 0 and left:
+        network, peer = left.pop(0)
+        what = f"the process ended with {process.returncode}"
+        add_row(options.rows, Row(network, key_of(peer, options.level), "failed", facts={"what": what}))
+    return left
+
+
+def run_here(todo: list[tuple[str, str]], level: str) -> None:
+    """Run networks one after the other; print a row for each tool. Ends early, without failing, where it has grown large."""
+    import torch
+
+    from bench.zoo.case import Case
+    from bench.zoo.networks import NETWORKS
+
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    patterns = sys.argv[1:] or ["*"]
-    rows: list[list[object]] = []
-    for factory, side, arguments in ZOO:
-        if any(fnmatch.fnmatchcase(factory, pattern) for pattern in patterns):
-            rows.append(row_of(factory, LARGER.get(factory, side), arguments))
-            print(*rows[-1], sep="\t", file=sys.stderr, flush=True)
-    print_machine("torch", "timm", "torchvision", "ultralytics")
-    print_table(["network", "BatchNorms", "folded", "error in float64", "kept", "trace s", "fold s"], rows)
-    total, folded = (sum(int(str(row[column])) for row in rows) for column in (1, 2))
-    print(f"\n{folded} of {total} BatchNorms folded, {100 * folded / max(total, 1):.2f} %")
+    for name, pairs in itertools.groupby(todo, key=lambda pair: pair[0]):
+        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > LARGE_KIB:
+            return
+        case = Case(next(network for network in NETWORKS if network.factory == name))
+        for _, peer in pairs:
+            print("ROW " + json.dumps(dataclasses.asdict(row_of(case, peer, level))), flush=True)
+
+
+def row_of(case: Case, peer: str, level: str) -> Row:
+    """Run one tool."""
+    from bench.zoo.judgement import is_wrong
+    from bench.zoo.peers import PEERS as TOOLS
+    from bench.zoo.peers import DoesNotApply
+
+    name, key, total = case.network.factory, key_of(peer, level), case.count.batch_norms
+    try:
+        made = TOOLS[peer](case, level)
+    except DoesNotApply:
+        return Row(name, key, "absent")
+    except Exception as err:  # noqa: BLE001 - whatever a tool raises, it is a result here
+        said = (str(err).strip().splitlines() or [""])[0]
+        return Row(name, key, "failed", total, total, facts={"what": f"{type(err).__name__}: {said}"[:300]})
+    outcome: Literal["wrong", "right"] = "wrong" if is_wrong(made.error, case.noise) else "right"
+    return Row(name, key, outcome, total, made.left, made.as_convolutions, made.error, case.noise, made.seconds, made.facts)
+
+
+def networks() -> list[str]:
+    """Return the names of the networks."""
+    from bench.zoo.networks import NETWORKS
+
+    return [network.factory for network in NETWORKS]
+
+
+def key_of(peer: str, level: str) -> str:
+    """Return the name of a row: with its level, where that is not the default one."""
+    return f"{peer}:{level}" if level != "default" and peer.startswith("ours") else peer
+
+
+def show(rows: dict[tuple[str, str], Row]) -> None:
+    """Print the tables."""
+    peers = [*PEERS, *sorted({peer for _, peer in rows} - set(PEERS))]
+    print_machine("torch", "timm", "torchvision", "ultralytics", "onnx", "onnxruntime-gpu", "onnxscript", "onnxsim", "onnxslim", "onnxoptimizer", "torchao")
+    print_table(*per_peer(rows.values(), peers))
+    print()
+    print_table(*per_network(rows.values(), networks(), peers))
 
 
 if __name__ == "__main__":
