@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -16,6 +17,7 @@ from exporter.files import digest_of_file
 __all__ = ["installed_version", "model_identity"]
 
 
+@functools.cache
 def installed_version(distribution: str) -> str:
     """Return the version of an installed distribution, ``not installed`` where there is none; nothing is imported.
 

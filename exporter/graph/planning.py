@@ -243,9 +243,15 @@ class _Working:
     def __init__(self, constants: Constants) -> None:
         self._constants = constants
         self._new: dict[str, LinearNumbers] = {}
+        self._small: dict[str, Float64] = {}
 
     def read(self, value: str) -> Float64:
-        return self._constants.read(value)
+        if value not in self._small:
+            numbers = self._constants.read(value)
+            if numbers.ndim > 1:
+                return numbers
+            self._small[value] = numbers
+        return self._small[value]
 
     def dtype(self, value: str) -> str:
         return self._constants.dtype(value)

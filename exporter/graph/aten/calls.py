@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["BATCH_NORMS", "RANDOM", "arguments_of", "each_axis", "module_of", "module_type_of", "name_of", "operator_kind", "rank_of", "size_of"]
+__all__ = [
+    "BATCH_NORMS",
+    "RANDOM",
+    "arguments_of",
+    "each_axis",
+    "memory_arguments",
+    "module_of",
+    "module_type_of",
+    "name_of",
+    "operator_kind",
+    "rank_of",
+    "size_of",
+]
 
 BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"}
 """Names of the calls that normalise by channel."""
@@ -33,23 +46,42 @@ RANDOM = {
 
 def arguments_of(node: torch.fx.Node) -> dict[str, Any]:
     """Return the arguments of an aten call by the names of its schema, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]  # noqa: SLF001 - torch has no public name for it
+    args, kwargs = node.args, node.kwargs
     found = {}
-    for position, argument in enumerate(schema.arguments):
-        if position < len(node.args):
-            found[argument.name] = node.args[position]
-        elif argument.name in node.kwargs:
-            found[argument.name] = node.kwargs[argument.name]
-        elif argument.has_default_value():
-            found[argument.name] = argument.default_value
+    for position, (name, is_optional, default) in enumerate(_signature_of(node.target)):
+        if position < len(args):
+            found[name] = args[position]
+        elif name in kwargs:
+            found[name] = kwargs[name]
+        elif is_optional:
+            found[name] = default
     return found
+
+
+@functools.cache
+def _signature_of(target: Any) -> tuple[tuple[str, bool, Any], ...]:  # noqa: ANN401 - an operator of torch's
+    """Return the names of an operator's arguments, whether each has a default, and which."""
+    schema = target._schema  # noqa: SLF001 - torch has no public name for it
+    return tuple((argument.name, argument.has_default_value(), argument.default_value) for argument in schema.arguments)
+
+
+@functools.cache
+def memory_arguments(target: OpOverload) -> tuple[tuple[str, bool], ...]:
+    """Return the arguments whose memory an operator's output may look into, each with whether the operator writes to it."""
+    schema = target._schema  # noqa: SLF001 - torch has no public name for it
+    return tuple((argument.name, bool(argument.alias_info.is_write)) for argument in schema.arguments if argument.alias_info is not None)
 
 
 def operator_kind(node: torch.fx.Node) -> str:
     """Return the short name of a call: ``conv2d`` for ``aten.conv2d.default``."""
-    if isinstance(node.target, OpOverload):
-        return str(node.target._schema.name).partition("::")[2]  # noqa: SLF001 - torch has no public name for it
-    return str(getattr(node.target, "__name__", node.target))
+    return _kind_of(node.target)
+
+
+@functools.cache
+def _kind_of(target: Any) -> str:  # noqa: ANN401 - an operator of torch's, a function, or a name
+    if isinstance(target, OpOverload):
+        return str(target._schema.name).partition("::")[2]  # noqa: SLF001 - torch has no public name for it
+    return str(getattr(target, "__name__", target))
 
 
 def module_of(node: torch.fx.Node) -> str:
@@ -73,7 +105,12 @@ def rank_of(argument: object) -> int:
 
 def size_of(size: int | torch.SymInt) -> int | str:
     """Return a size, as a text where it is known only at run time."""
-    return size if isinstance(size, int) else str(size)
+    return size if isinstance(size, int) else _text_of(size.node.expr)
+
+
+@functools.lru_cache(maxsize=1024)
+def _text_of(expression: Any) -> str:  # noqa: ANN401 - of sympy
+    return str(expression)
 
 
 def name_of(argument: object) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import operator as python_operator
 import re
@@ -80,12 +79,10 @@ class ProgramEditor:
         self.graph = torch.fx.Graph()
         copies: dict[torch.fx.Node, torch.fx.Node] = {}
         self.graph.output(self.graph.graph_copy(program.graph, copies))
-        for old, new in copies.items():
-            new.meta = dict(old.meta)
         ends = [next(node for node in reversed(graph.nodes) if node.op == "output") for graph in (program.graph, self.graph)]
         ends[1].meta = dict(ends[0].meta)
         self.nodes = {old.name: new for old, new in copies.items()}
-        self._specs = [copy.copy(spec) for spec in program.graph_signature.input_specs]
+        self._specs = [InputSpec(spec.kind, spec.arg, spec.target, spec.persistent) for spec in program.graph_signature.input_specs]
         self._by_name: dict[str, InputSpec] = {getattr(spec.arg, "name", ""): spec for spec in self._specs}
         self._state_dict: dict[str, torch.Tensor] = dict(program.state_dict)
         self._constants: dict[str, Any] = dict(program.constants)
@@ -93,6 +90,7 @@ class ProgramEditor:
         """Node name of a placeholder -> the new ones right behind it."""
         self._renamed: dict[str, str] = {}
         self._disused: set[str] = set()
+        self._fakes: dict[tuple[object, ...], torch.Tensor] = {}
         targets = {spec.target for spec in self._specs if spec.target is not None}
         tensors = (program.state_dict.get(target, program.constants.get(target)) for target in targets)
         self._num_in_memory = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors if isinstance(tensor, torch.Tensor))
@@ -100,7 +98,6 @@ class ProgramEditor:
     def finished(self) -> ExportedProgram:
         """Return the changed program, without the constants that lost their last reader."""
         self._remove_disused_()
-        self.graph.lint()
         return rebuilt_program(self._program, self.graph, self._specs, self._state_dict, self._constants, self._renamed)
 
     def node(self, name: str) -> torch.fx.Node:
@@ -139,8 +136,7 @@ class ProgramEditor:
         with self.graph.inserting_after(like):
             placeholder = self.graph.placeholder(re.sub(r"\W", "_", f"c_{target}"))
         fake = like.meta["val"]
-        with _fake_mode_of(fake):
-            placeholder.meta = {**like.meta, "val": torch.empty(numbers.shape, dtype=dtype or fake.dtype, device=fake.device)}
+        placeholder.meta = {**like.meta, "val": self._fake_of(numbers.shape, dtype or fake.dtype, fake)}
         new = InputSpec(spec.kind, TensorArgument(placeholder.name), target, spec.persistent)
         self._by_name[placeholder.name] = new
         self._added.setdefault(like.name, []).insert(0, new)
@@ -148,6 +144,14 @@ class ProgramEditor:
         (self._state_dict if spec.target in self._state_dict else self._constants)[target] = original
         self._store_(new, target, numbers, original)
         return placeholder
+
+    def _fake_of(self, shape: tuple[int, ...], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
+        """Return a tensor without numbers; one does for all constants of a shape."""
+        key = (shape, dtype, like.device)
+        if key not in self._fakes:
+            with _fake_mode_of(like):
+                self._fakes[key] = torch.empty(shape, dtype=dtype, device=like.device)
+        return self._fakes[key]
 
     def _free_name(self, name: str) -> str:
         """Return ``name``, or where it is taken one like it: ``conv.folded_bias``, ``conv.folded_bias_2``, ..."""

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 
 from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Operator, Role, Value
 from exporter.graph.algebra import Float64
-from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, module_of, operator_kind, rank_of, size_of
+from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, memory_arguments, module_of, operator_kind, rank_of, size_of
 from exporter.graph.aten.roles import role_of
 
 __all__ = ["ProgramConstants", "abstract_graph", "constant_tensor", "count_batch_norms", "count_calls", "nested_batch_norms"]
@@ -116,7 +116,10 @@ class ProgramConstants:
         """Return the numbers of the placeholder ``value``; every floating dtype fits float64 exactly."""
         if self._targets[value] in self._exact:
             return self._exact[self._targets[value] or ""]
-        exact: Float64 = self._tensor(value).detach().to("cpu", torch.float64).numpy().astype(np.float64, copy=False)
+        tensor = self._tensor(value).detach()
+        if tensor.dtype is torch.bfloat16 or not tensor.is_cpu:  # of the former NumPy knows nothing
+            tensor = tensor.to("cpu", torch.float64)
+        exact: Float64 = tensor.numpy().astype(np.float64, copy=False)
         return exact
 
     def dtype(self, value: str) -> str:
@@ -197,15 +200,17 @@ def _memory(node: torch.fx.Node) -> tuple[tuple[str, ...], str | None]:
     if not isinstance(node.target, OpOverload):
         source = node.args[0] if node.target is python_operator.getitem and node.args else None
         return (), source.name if isinstance(source, torch.fx.Node) else None
+    in_memory = memory_arguments(node.target)
+    if not in_memory:
+        return (), None
     writes, alias = [], None
     given = arguments_of(node)
-    for argument in node.target._schema.arguments:  # noqa: SLF001 - torch has no public name for it
-        value = given.get(argument.name)
-        if argument.alias_info is None or not isinstance(value, torch.fx.Node):
-            continue
-        if argument.alias_info.is_write:
-            writes.append(value.name)
-        alias = value.name
+    for name, is_written in in_memory:
+        value = given.get(name)
+        if isinstance(value, torch.fx.Node):
+            if is_written:
+                writes.append(value.name)
+            alias = value.name
     return tuple(writes), alias
 
 
