@@ -33,6 +33,10 @@ PEERS = (
     *("ours", "ours_onnx", "fx_fuse", "module_walk", "timm", "ultralytics", "pt2e", "dynamo", "torchscript"),
     *("onnxoptimizer", "onnxsim", "onnxslim", "onnxruntime", "dynamo_onnxsim"),
 )
+LIBRARIES = (
+    *("torch", "timm", "torchvision", "ultralytics", "onnx", "onnxruntime-gpu", "onnxscript"),
+    *("torchao", "mmcv", "onnxoptimizer", "onnxsim", "onnxslim"),
+)
 LEVELS = ("conservative", "default", "aggressive")
 SILENCE_S = 900.0
 """A process that says nothing for so long is ended; what it was at has failed."""
@@ -89,6 +93,7 @@ def run_in_process(todo: list[tuple[str, str]], options: argparse.Namespace) -> 
         watch = threading.Timer(SILENCE_S, process.kill)
         watch.start()
     watch.cancel()
+    process.stdout.close()
     if process.wait() != 0 and left:
         network, peer = left.pop(0)
         what = f"the process ended with {process.returncode}"
@@ -101,14 +106,14 @@ def run_here(todo: list[tuple[str, str]], level: str) -> None:
     import torch
 
     from bench.zoo.case import Case
-    from bench.zoo.networks import NETWORKS
+    from bench.zoo.networks import network_of
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for name, pairs in itertools.groupby(todo, key=lambda pair: pair[0]):
         if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > LARGE_KIB:
             return
-        case = Case(next(network for network in NETWORKS if network.factory == name))
+        case = Case(network_of(name))
         for _, peer in pairs:
             print("ROW " + json.dumps(dataclasses.asdict(row_of(case, peer, level))), flush=True)
 
@@ -146,7 +151,7 @@ def key_of(peer: str, level: str) -> str:
 def show(rows: dict[tuple[str, str], Row]) -> None:
     """Print the tables."""
     peers = [*PEERS, *sorted({peer for _, peer in rows} - set(PEERS))]
-    print_machine("torch", "timm", "torchvision", "ultralytics", "onnx", "onnxruntime-gpu", "onnxscript", "onnxsim", "onnxslim", "onnxoptimizer", "torchao")
+    print_machine(*LIBRARIES)
     print_table(*per_peer(rows.values(), peers))
     print()
     print_table(*per_network(rows.values(), networks(), peers))

@@ -79,7 +79,7 @@ class _Counting(TorchDispatchMode):
         self.batch_norms = 0
         self.convolutions = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002, PLW3201 - torch's name
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = func._schema.name.partition("::")[2]  # noqa: SLF001 - torch has no public name for it
         self.batch_norms += kind in BATCH_NORMS
         self.convolutions += kind == "convolution"

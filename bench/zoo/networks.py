@@ -11,7 +11,7 @@ from torch import nn
 from exporter.config import InputConfig, ModelConfig
 from exporter.factories import build_model
 
-__all__ = ["NETWORKS", "Network", "build", "with_statistics"]
+__all__ = ["NETWORKS", "Network", "build", "network_of", "with_statistics"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _WIDE = {"init_weights": False}
@@ -84,6 +84,11 @@ class Network:
 
 
 NETWORKS = tuple(Network(factory, _LARGER.get(factory, side), arguments) for factory, side, arguments in _ZOO)
+
+
+def network_of(factory: str) -> Network:
+    """Return the network of the zoo that is made so; any other factory makes one for images of 64 pixels."""
+    return next((network for network in NETWORKS if network.factory == factory), Network(factory, 64, {}))
 
 
 def build(network: Network) -> nn.Module:

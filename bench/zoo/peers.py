@@ -31,7 +31,7 @@ from exporter.graph.planning import make_plan
 __all__ = ["PEERS", "DoesNotApply", "Made"]
 
 
-class DoesNotApply(Exception):  # noqa: N818 - no error: the tool is for the networks of its own library
+class DoesNotApply(Exception):
     """A tool for the networks of one library, and another one's."""
 
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from exporter.config import FoldConfig
 from exporter.graph.aten.constants import compute_constants, in_float64
-from exporter.graph.aten.editing import rebuilt_program
+from exporter.graph.aten.editing import copied_graph, rebuilt_program
 from exporter.graph.aten.reading import ProgramConstants, abstract_graph
 from exporter.graph.aten.surgery import folded_program
 from exporter.graph.planning import make_plan
@@ -31,11 +31,8 @@ def program_in_float64(program: ExportedProgram) -> ExportedProgram:
 
 
 def _graph_in_float64(given: torch.fx.Graph) -> torch.fx.Graph:
-    graph = torch.fx.Graph()
-    copies: dict[torch.fx.Node, torch.fx.Node] = {}
-    graph.output(graph.graph_copy(given, copies))
-    for old, new in copies.items():
-        new.meta = dict(old.meta)
+    graph, copies = copied_graph(given)
+    for new in copies.values():
         fake = new.meta.get("val")
         if isinstance(fake, torch.Tensor) and fake.dtype in _FLOATS:
             new.meta["val"] = fake.to(torch.float64)
@@ -43,8 +40,6 @@ def _graph_in_float64(given: torch.fx.Graph) -> torch.fx.Graph:
             new.args, new.kwargs = in_float64(new.args), in_float64(new.kwargs)
             if _makes_default_dtype(new, fake):
                 new.kwargs = {**new.kwargs, "dtype": torch.float64}  # else it would be float32
-    ends = [next(node for node in reversed(each.nodes) if node.op == "output") for each in (given, graph)]
-    ends[1].meta = dict(ends[0].meta)
     return graph
 
 

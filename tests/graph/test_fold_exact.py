@@ -18,6 +18,16 @@ BOUND = 1e-10
 CONVOLUTIONS = {1: (nn.Conv1d, nn.BatchNorm1d), 2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}
 
 
+def test_input_with_a_name_of_pythons():
+    """A network whose `forward` calls its input `input`, as that of torch's Sequential does, is folded; the input keeps its name."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), trained(nn.BatchNorm2d(4))).eval()
+    traced = trace(network, (InputConfig(name="image", shape=(2, 3, 8, 8)),))
+    graph = fold(traced, FoldConfig(), provenance=Provenance("graph"))
+    assert [fold.batch_norm for fold in graph.folded] == ["1"]
+    assert graph.folded_program.graph_signature.user_inputs == traced.program.graph_signature.user_inputs == ("input",)
+    assert error_in_float64(graph, (2, 3, 8, 8)) <= BOUND
+
+
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     spatial=st.integers(1, 3),

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
+from bench.zoo.networks import with_statistics
 from exporter.artifacts import Provenance, RefusalReason
 from exporter.config import FoldConfig, InputConfig, ModelConfig
 from exporter.factories import build_model, example_inputs
@@ -38,25 +38,6 @@ ZOO = [
     ("torchvision:regnet_y_400mf", {}, 64, 53, 53, set()),
     ("ultralytics:yolov8n.yaml", {}, 64, 57, 57, set()),
 ]
-
-
-def with_statistics(network: nn.Module) -> nn.Module:
-    """Give every BatchNorm the statistics of training: some gamma negative, some near zero, variances around one."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for norm in network.modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
-                size = norm.num_features
-                norm.running_mean.copy_(0.1 * torch.randn(size, generator=generator))
-                norm.running_var.copy_(0.5 + torch.rand(size, generator=generator))
-                if norm.weight is not None:
-                    gamma = 0.6 + 0.8 * torch.rand(size, generator=generator)
-                    chance = torch.rand(size, generator=generator)
-                    gamma[chance < 0.12] *= -1
-                    gamma[chance > 0.94] *= 1e-6
-                    norm.weight.copy_(gamma)
-                    norm.bias.copy_(0.1 * torch.randn(size, generator=generator))
-    return network
 
 
 @pytest.mark.parametrize(("factory", "arguments", "side", "num", "num_folded", "reasons"), ZOO, ids=[row[0] for row in ZOO])

@@ -15,7 +15,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEFAULT = {"buckets", "changelog", "demo", "docs", "imports", "lint", "peers", "peers-tf", "py", "typing"}
-ON_DEMAND = {"bench", "constraints", "fixtures", "fuzz", "gpu", "tensorrt-8"}
+ON_DEMAND = {"bench", "bench-zoo", "constraints", "fixtures", "fuzz", "gpu", "tensorrt-8"}
 
 
 def tox_ini() -> configparser.ConfigParser:

@@ -21,7 +21,7 @@ from exporter.errors import InternalError
 from exporter.graph.algebra import Float64, rounded_once
 from exporter.graph.aten.reading import constant_tensor
 
-__all__ = ["ProgramEditor", "rebuilt_program"]
+__all__ = ["ProgramEditor", "copied_graph", "rebuilt_program"]
 
 
 def rebuilt_program(
@@ -66,6 +66,19 @@ def rebuilt_program(
         raise InternalError("E391", "the folded graph does not pass torch's verifier", facts={"found": err}) from err
 
 
+def copied_graph(given: torch.fx.Graph) -> tuple[torch.fx.Graph, dict[torch.fx.Node, torch.fx.Node]]:
+    """Return a copy of a graph, its nodes by those of the original; each keeps its name, also where that is one of Python's: ``input``."""
+    graph = torch.fx.Graph()
+    copies: dict[torch.fx.Node, torch.fx.Node] = {}
+    graph.output(graph.graph_copy(given, copies))
+    ends = [next(node for node in reversed(each.nodes) if node.op == "output") for each in (given, graph)]
+    ends[1].meta = dict(ends[0].meta)
+    for old, new in copies.items():
+        if new.name != old.name:
+            new.name = old.name
+    return graph, copies
+
+
 class ProgramEditor:
     """A copy of a program's graph that can be changed; tensors that nobody replaces are shared with the original.
 
@@ -76,11 +89,7 @@ class ProgramEditor:
 
     def __init__(self, program: ExportedProgram) -> None:
         self._program = program
-        self.graph = torch.fx.Graph()
-        copies: dict[torch.fx.Node, torch.fx.Node] = {}
-        self.graph.output(self.graph.graph_copy(program.graph, copies))
-        ends = [next(node for node in reversed(graph.nodes) if node.op == "output") for graph in (program.graph, self.graph)]
-        ends[1].meta = dict(ends[0].meta)
+        self.graph, copies = copied_graph(program.graph)
         self.nodes = {old.name: new for old, new in copies.items()}
         self._specs = [InputSpec(spec.kind, spec.arg, spec.target, spec.persistent) for spec in program.graph_signature.input_specs]
         self._by_name: dict[str, InputSpec] = {getattr(spec.arg, "name", ""): spec for spec in self._specs}
