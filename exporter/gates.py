@@ -30,16 +30,18 @@ Device: TypeAlias = Literal["cpu", "cuda"]
 __all__ = ["Candidate", "Gates", "candidates_of", "named_candidates", "require_measured"]
 
 UNFUSED = "torch-unfused"
+_REFITTABLE = "a refittable engine is slower than the one that is delivered: build it without [tensorrt] refittable to race it"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Something to be judged: its name, how to open it, whether it is what gets shipped, and the profiles of an engine."""
+    """Something to be judged: its name, how to open it, whether it is what gets shipped, the profiles of an engine, and why it is not raced."""
 
     name: str
     open: Callable[[], Runner]
     is_delivered: bool = True
     profiles: tuple[Profile, ...] = ()
+    not_raced: str = ""
 
 
 def candidates_of(artefact: Graph | OnnxModel | Plan, config: Config, *, name: str = "") -> tuple[Candidate, ...]:
@@ -51,7 +53,8 @@ def candidates_of(artefact: Graph | OnnxModel | Plan, config: Config, *, name: s
     if isinstance(artefact, Graph):
         return (Candidate(name or "torch-fused", lambda: _torch_runner(artefact, config, name or "torch-fused"), is_delivered=False),)
     if isinstance(artefact, Plan):
-        return (Candidate(name or "tensorrt", lambda: _tensorrt_runner(artefact, config, name or "tensorrt"), profiles=artefact.profiles),)
+        own, not_raced = name or "tensorrt", _REFITTABLE if artefact.refittable else ""
+        return (Candidate(own, lambda: _tensorrt_runner(artefact, config, own), profiles=artefact.profiles, not_raced=not_raced),)
     found = []
     for provider in config.onnxruntime.providers:
         short = provider.removesuffix("ExecutionProvider").lower()
@@ -174,6 +177,9 @@ class Gates:
         feed = latency_feed(samples, self._inputs(), self.config.samples, batch=batch, profiles=self._profiles())
         verdicts = []
         for candidate in candidates:
+            if candidate.not_raced:
+                verdicts.append(Verdict("latency", candidate.name, Outcome.NOT_RUN, candidate.not_raced, required=False))
+                continue
             with candidate.open() as runner, self._unfused("float32", device=_device_of(runner)) as reference:
                 verdicts.append(race(reference, runner, feed, self.config.latency, progress=self._race_progress(candidate.name)))
         return tuple(verdicts)

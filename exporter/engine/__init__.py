@@ -11,6 +11,7 @@ from exporter.engine.inspection import layers_of, read_sidecar
 from exporter.engine.making import cache_folder, make_engine
 from exporter.engine.plans import load_plan
 from exporter.engine.profiles import format_profile, parse_profiles
+from exporter.engine.refitting import refit_engine, require_refittable
 from exporter.engine.support import EngineSupport, probe, require
 
 __all__ = [
@@ -25,5 +26,7 @@ __all__ = [
     "plan_key",
     "probe",
     "read_sidecar",
+    "refit_engine",
     "require",
+    "require_refittable",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.artifacts import Digest, OnnxModel, Plan, Profile, Provenance, TensorSpec, to_json
 from exporter.config import TensorrtConfig
+from exporter.engine.structure import structure_digest
 from exporter.files import digest_of_file
 from exporter.records import read_record, record_path
 
@@ -53,6 +54,7 @@ def plan_content(
         "build_seconds": facts["build_seconds"],
         "disabled_tactic_sources": facts["disabled_tactic_sources"],
         "refittable": config.refittable,
+        "structure": structure_digest(model) if config.refittable else "",
         "timing_cache": facts["timing_cache"],
         "warnings": facts["warnings"],
         "provenance": to_json(provenance),

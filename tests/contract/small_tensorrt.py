@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ class World:
         return Guarded(self.trt, getattr(self.trt, name), behaviour)
 
     def module(self):
-        return GuardedModule(self.trt, {"Builder": self.new_builder, "OnnxParser": self.new_parser, "Runtime": self.new_runtime})
+        made = {"Builder": self.new_builder, "OnnxParser": self.new_parser, "Runtime": self.new_runtime}
+        return GuardedModule(self.trt, {**made, "Refitter": self.new_refitter, "OnnxParserRefitter": self.new_parser_refitter})
 
     def say(self, logger, text):
         logger.log(self.trt.ILogger.Severity.WARNING, text)
@@ -44,6 +46,20 @@ class World:
 
     def new_runtime(self, logger):
         return self.make("Runtime", Runtime(self, logger))
+
+    def new_refitter(self, engine, logger):
+        return self.make("Refitter", Refitter(self, inside(engine)))
+
+    def new_parser_refitter(self, refitter, logger):
+        return self.make("OnnxParserRefitter", ParserRefitter(self, inside(refitter)))
+
+
+def inside(guarded):
+    return object.__getattribute__(guarded, "_guard")[2]
+
+
+def weights_of(path):
+    return zlib.crc32(Path(path).read_bytes())
 
 
 class Builder:
@@ -75,7 +91,8 @@ class Builder:
             self.world.say(self.logger, "Could not find any implementation for node head")
             return None
         profiles = profiles_or_one(settings)
-        return bytearray(json.dumps({"profiles": profiles, **self.world.scenario.get("engine", {})}).encode())
+        facts = {"profiles": profiles, "weights": self.world.weights, "refittable": "BuilderFlag.REFIT" in self.world.record["flags"]}
+        return bytearray(json.dumps({**facts, **self.world.scenario.get("engine", {})}).encode())
 
     def tell_progress(self, monitor) -> bool:
         if monitor is None:
@@ -121,6 +138,7 @@ class Parser:
 
     def parse_from_file(self, model):
         self.world.record["onnx_bytes"] = len(Path(model).read_bytes())
+        self.world.weights = weights_of(model)
         return not self.world.scenario.get("parser_refuses")
 
     def get_error(self, index):
@@ -226,11 +244,15 @@ class Runtime:
 
 class Engine:
     def __init__(self, world, plan) -> None:
-        self.world = world
+        self.world, self.plan = world, plan
+        self.refittable = plan.get("refittable", False)
         self.profiles = plan["profiles"]
         self.tensors = [("image", "INPUT", "FLOAT", (-1, 1, 8, 8)), ("logits", "OUTPUT", plan.get("output_dtype", "FLOAT"), (-1, NUM_CLASSES))]
         self.num_io_tensors = len(self.tensors)
         self.num_optimization_profiles = len(self.profiles)
+
+    def serialize(self):
+        return None if self.world.scenario.get("not_serialized") else bytearray(json.dumps(self.plan).encode())
 
     def of(self, name):
         return next(tensor for tensor in self.tensors if tensor[0] == name)
@@ -258,6 +280,33 @@ class Engine:
 
     def create_engine_inspector(self):
         return self.world.make("EngineInspector", Inspector(self.world))
+
+
+class Refitter:
+    def __init__(self, world, engine) -> None:
+        self.world, self.engine, self.weights = world, engine, None
+
+    def get_missing_weights(self):
+        return [f"w{number}" for number in range(7)] if self.world.scenario.get("weights_missing") else []
+
+    def refit_cuda_engine(self):
+        if self.weights is None or self.world.scenario.get("refit_fails"):
+            return False
+        self.engine.plan["weights"] = self.weights
+        return True
+
+
+class ParserRefitter:
+    def __init__(self, world, refitter) -> None:
+        self.world, self.refitter = world, refitter
+        self.num_errors = 1 if world.scenario.get("weights_refused") else 0
+
+    def refit_from_file(self, model):
+        self.refitter.weights = weights_of(model)
+        return not self.num_errors
+
+    def get_error(self, index):
+        return self.world.make("ParserError", ParserError(index))
 
 
 class Inspector:

@@ -192,6 +192,58 @@ def test_a_build_is_cancelled(release, start, request_arguments):
     assert caught.value.code == "E503"
 
 
+@pytest.fixture
+def refit(request_arguments, tmp_path):
+    """Return a function that builds a refittable plan and asks for other weights."""
+
+    def ask(worker, *, refittable=True):
+        plan = bytes(worker.request("build", {**request_arguments, "refittable": refittable}, limit_s=60).buffers[0])
+        path, onnx = tmp_path / "old.plan", tmp_path / "new.onnx"
+        path.write_bytes(plan)
+        onnx.write_bytes(b"other weights")
+        return plan, worker.request("refit", {"path": str(path), "sha256": hashlib.sha256(plan).hexdigest(), "onnx_path": str(onnx)}, limit_s=60)
+
+    return ask
+
+
+def test_refit(release, start, refit):
+    """From TensorRT 10 on an engine takes the weights of another ONNX file; before, that is refused by name."""
+    with start() as worker:
+        if release.number < (10, 0):
+            with pytest.raises(EngineBuildError, match="takes no new weights") as caught:
+                refit(worker)
+            assert caught.value.code == "E542"
+            assert release.version in caught.value.facts["found"]
+            return
+        plan, reply = refit(worker)
+    before, after = json.loads(plan), json.loads(bytes(reply.buffers[0]))
+    assert before["weights"] != after["weights"]
+    assert {**before, "weights": 0} == {**after, "weights": 0}
+    assert reply.value["sha256"] == hashlib.sha256(reply.buffers[0]).hexdigest()
+    assert reply.value["precision_shares"] == {"fp32": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "refittable", "code", "text"),
+    [
+        ({}, False, "E542", "keeps its weights"),
+        ({"weights_refused": True}, True, "E544", "NonMaxSuppression"),
+        ({"weights_missing": True}, True, "E544", "w0, w1, w2, w3, w4 and 2 more"),
+        ({"refit_fails": True}, True, "E544", "refit_cuda_engine"),
+        ({"not_serialized": True}, True, "E522", "serialize"),
+    ],
+    ids=["not refittable", "parser", "missing", "refit", "serialize"],
+)
+def test_each_failure_of_a_refit_is_an_error(release, start, refit, scenario, refittable, code, text):
+    """An engine that takes no weights, weights that do not fit or are missing: each is an error with TensorRT's own words."""
+    if release.number < (10, 0):
+        pytest.skip("TensorRT before 10 does not refit from ONNX, which test_refit shows")
+    with start(**scenario) as worker, pytest.raises(EngineBuildError) as caught:
+        refit(worker, refittable=refittable)
+    assert caught.value.code == code
+    assert text in str(caught.value)
+
+
 def test_infer(release, start, loaded):
     """A loaded engine computes on the stream that is not the default one, for shapes of either profile, in any order."""
     with start() as worker:

@@ -19,6 +19,7 @@ USED_ONLY_WITH = {
     "trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED": "strongly typed",
     "trt.IProgressMonitor": "progress monitor",
     "trt.IProgressMonitor.__init__": "progress monitor",
+    "trt.OnnxParserRefitter": "parser refitter",
     "trt.TacticSource.CUBLAS": "tactic libraries",
     "trt.TacticSource.CUBLAS_LT": "tactic libraries",
     "trt.TacticSource.CUDNN": "tactic libraries",
@@ -33,7 +34,6 @@ SHOWN_BY = {
     "progress monitor": "trt.IProgressMonitor",
     "named parser errors": "trt.ParserError.node_name",
     "parser refitter": "trt.OnnxParserRefitter",
-    "editable timing cache": "trt.BuilderFlag.EDITABLE_TIMING_CACHE",
 }
 KEPT_FOR_NOTHING = {"explicit batch", "tactic libraries"}
 """Still named by releases that make no use of them any more: up to 10.16."""

@@ -21,7 +21,7 @@ from exporter.trt_worker.serving.loop import Call
 from exporter.trt_worker.serving.tensorrt_module import Messages, construct, make_logger
 from exporter.trt_worker.serving.timing import begin_timing, end_timing
 
-__all__ = ["BuildRequest", "Built", "build"]
+__all__ = ["BuildRequest", "Built", "build", "check_precision", "describe_parser_errors", "describe_tensors"]
 
 _OLDEST_OPSET_NEWS = "TensorRT 8 knows fewer operators and needs more constants than TensorRT 10: use that, or rewrite the part that is named"
 _SHOWN_PARSER_ERRORS = 5
@@ -106,7 +106,7 @@ def build(trt: Any, request: BuildRequest, call: Call, device: Device) -> Built:
     call.progress("inspect", 0, 1)
     information, tensors = _inspect(trt, logger, plan, messages)
     shares = precision_shares(information)
-    _check_precision(shares)
+    check_precision(shares)
     call.progress("inspect", 1, 1)
     facts = {
         "build_seconds": seconds,
@@ -231,7 +231,8 @@ def describe_tensors(trt: Any, engine: Any) -> list[dict[str, Any]]:  # noqa: AN
     return tensors
 
 
-def _check_precision(shares: dict[str, float]) -> None:
+def check_precision(shares: dict[str, float]) -> None:
+    """Refuse an engine with layers in a lower precision than float32 (E507)."""
     lower = {name: share for name, share in shares.items() if name in {"fp16", "bf16", "fp8", "fp4", "int8", "int4"}}
     if lower:
         found = ", ".join(f"{name} {share:.1%}" for name, share in lower.items())
@@ -246,6 +247,13 @@ def _checked(made: Any, what: str, messages: Messages) -> Any:  # noqa: ANN401 -
 
 
 def _parser_error(trt: Any, parser: Any, request: BuildRequest, messages: Messages) -> EngineBuildError:  # noqa: ANN401 - TensorRT has no types
+    facts = {"file": request.onnx_path, "TensorRT version": trt.__version__, "nodes": describe_parser_errors(trt, parser), **messages.facts()}
+    help_text = _OLDEST_OPSET_NEWS if has(trt, "explicit batch") else ""
+    return EngineBuildError("E501", "TensorRT cannot read this ONNX file; nothing was built", facts=facts, help=help_text)
+
+
+def describe_parser_errors(trt: Any, parser: Any) -> str:  # noqa: ANN401 - TensorRT has no types
+    """Return the errors of a parser, each with its node, one a line."""
     lines = []
     for index in range(min(parser.num_errors, _SHOWN_PARSER_ERRORS)):
         error = parser.get_error(index)
@@ -255,6 +263,4 @@ def _parser_error(trt: Any, parser: Any, request: BuildRequest, messages: Messag
         lines.append(f"{place}: {error.desc()}")
     if parser.num_errors > _SHOWN_PARSER_ERRORS:
         lines.append(f"and {parser.num_errors - _SHOWN_PARSER_ERRORS} more")
-    facts = {"file": request.onnx_path, "TensorRT version": trt.__version__, "nodes": "\n".join(lines) or "none named", **messages.facts()}
-    help_text = _OLDEST_OPSET_NEWS if has(trt, "explicit batch") else ""
-    return EngineBuildError("E501", "TensorRT cannot read this ONNX file; nothing was built", facts=facts, help=help_text)
+    return "\n".join(lines) or "none named"

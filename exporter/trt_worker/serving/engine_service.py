@@ -1,4 +1,4 @@
-"""What the worker answers: probe, build, load, layers, infer, prepare, time, release, unload."""
+"""What the worker answers: probe, build, refit, load, layers, infer, prepare, time, release, unload."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EngineService:
         """Return verb -> handler."""
         return {
             "build": self.build, "infer": self.infer, "layers": self.layers, "load": self.load, "prepare": self.prepare,
-            "probe": self.probe, "release": self.release, "time": self.time, "unload": self.unload,
+            "probe": self.probe, "refit": self.refit, "release": self.release, "time": self.time, "unload": self.unload,
         }  # fmt: skip
 
     def probe(self, call: Call) -> _Answer:  # noqa: ARG002 - a handler's signature
@@ -56,6 +56,14 @@ class EngineService:
         driver = self._start_cuda()
         built = build(self.tensorrt(), BuildRequest.from_json(call.arguments), call, driver.device())
         return built.facts, (built.plan, *built.timing_cache)
+
+    def refit(self, call: Call) -> _Answer:
+        """Give a plan new weights and send it."""
+        from exporter.trt_worker.serving.refitting import refit
+
+        driver = self._start_cuda()
+        made = refit(self.tensorrt(), call, driver.device())
+        return made.facts, (made.plan,)
 
     def load(self, call: Call) -> _Answer:
         """Load a plan."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["FEATURES", "has", "release_of"]
+__all__ = ["FEATURES", "has", "version_has"]
 
 _NEVER_REMOVED = (999, 0)
 
@@ -21,17 +21,16 @@ FEATURES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "progress monitor": ((10, 0), _NEVER_REMOVED),
     "named parser errors": ((10, 0), _NEVER_REMOVED),
     "parser refitter": ((10, 0), _NEVER_REMOVED),
-    "editable timing cache": ((10, 8), _NEVER_REMOVED),
 }
 
 
 def has(trt: Any, feature: str) -> bool:  # noqa: ANN401 - a module without types
     """Whether this release of TensorRT has ``feature``."""
+    return version_has(str(trt.__version__), feature)
+
+
+def version_has(version: str, feature: str) -> bool:
+    """Whether the release ``version`` of TensorRT has ``feature``."""
     first, end = FEATURES[feature]
-    return first <= release_of(trt) < end
-
-
-def release_of(trt: Any) -> tuple[int, int]:  # noqa: ANN401 - a module without types
-    """Return TensorRT's major and minor version."""
-    major, minor = str(trt.__version__).split(".")[:2]
-    return int(major), int(minor)
+    major, minor = version.split(".")[:2]
+    return first <= (int(major), int(minor)) < end

@@ -21,7 +21,7 @@ from exporter.trt_worker.serving.cuda import Driver
 from exporter.trt_worker.serving.inspecting import layer_precisions
 from exporter.trt_worker.serving.tensorrt_module import Messages, construct, make_logger
 
-__all__ = ["Binding", "Session"]
+__all__ = ["Binding", "Session", "read_plan"]
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
 _UNWRITTEN = 0xFF
@@ -51,6 +51,19 @@ class Binding:
         self.addresses, self.events = {}, []
 
 
+def read_plan(path: str, sha256: str) -> bytes:
+    """Return the bytes of a plan; the digest is taken over the very bytes that go to TensorRT.
+
+    Raises:
+        ArtifactError: they have another digest (E723).
+    """
+    plan = Path(path).read_bytes()
+    found = hashlib.sha256(plan).hexdigest()
+    if not hmac.compare_digest(found, sha256):
+        raise ArtifactError("E723", "an artefact differs from its record", facts={"file": path, "found": found, "expected": sha256})
+    return plan
+
+
 class Session:
     """A deserialised engine with one execution context.
 
@@ -68,10 +81,7 @@ class Session:
         self._driver = driver
         self._messages = Messages()
         self._logger = make_logger(trt, self._messages)
-        plan = Path(plan_path).read_bytes()
-        found = hashlib.sha256(plan).hexdigest()
-        if not hmac.compare_digest(found, sha256):
-            raise ArtifactError("E723", "an artefact differs from its record", facts={"file": plan_path, "found": found, "expected": sha256})
+        plan = read_plan(plan_path, sha256)
         self._runtime = construct(trt.Runtime, self._logger, messages=self._messages)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
