@@ -18,6 +18,7 @@ def make_handlers():
         "abort": lambda call: os.abort(),
         "double": double,
         "echo": lambda call: (call.arguments, call.buffers),
+        "exhaust": exhaust,
         "exit": lambda call: os._exit(int(call.arguments["status"])),
         "freeze": lambda call: os.kill(os.getpid(), signal.SIGSTOP),
         "garbage": garbage,
@@ -36,6 +37,22 @@ def segfault(call):
     """Read address zero."""
     print("about to read address zero", flush=True)
     ctypes.string_at(0)
+
+
+def exhaust(call):
+    """Ask for more memory than this process may have, in Python or in NumPy."""
+    import resource
+
+    import numpy as np
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, before[1]))
+    try:
+        if call.arguments["by"] == "numpy":
+            return {"bytes": np.ones(8 << 30, np.uint8).nbytes}, ()
+        return {"bytes": len(bytearray(8 << 30))}, ()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def garbage(call):

@@ -115,6 +115,16 @@ def test_a_kill_points_to_memory(worker):
     assert "memory" in caught.value.help
 
 
+@pytest.mark.parametrize("by", ["python", "numpy"])
+def test_memory_that_runs_out_is_a_clear_error(worker, by):
+    """A request for more memory than there is says so, and what to do; the worker lives on."""
+    with pytest.raises(EngineBuildError, match="ran out of the machine's memory") as caught:
+        worker.request("exhaust", {"by": by}, limit_s=60)
+    assert (caught.value.code, caught.value.facts["during"]) == ("E545", "exhaust")
+    assert "workspace_mib" in caught.value.help
+    assert worker.request("echo", {"a": 1}, limit_s=60).value == {"a": 1}
+
+
 def test_the_time_limit_ends_the_worker(worker):
     """A request over its limit ends the process, within a second or so, and says what was allowed."""
     pid, started = worker.pid, time.monotonic()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from exporter.errors import ExporterError
+from exporter.errors import EngineBuildError, ExporterError
 from exporter.trt_worker.protocol import PROTOCOL, Buffer, Message, ProtocolError, encode, read_message
 
 __all__ = ["PROTOCOL", "Call", "Handler", "serve"]
@@ -77,20 +77,23 @@ def serve(read_fd: int, write_fd: int, handlers: Mapping[str, Handler]) -> None:
         try:
             value, buffers = handlers[str(message.header["verb"])](call)
         except ExporterError as err:
-            send(
-                {
-                    "type": "error",
-                    "id": number,
-                    "class": type(err).__name__,
-                    "code": err.code,
-                    "problem": err.problem,
-                    "facts": err.facts,
-                    "help": err.help,
-                }
-            )
+            send(_error(number, err))
+        except MemoryError as err:  # also what std::bad_alloc of a library becomes
+            send(_error(number, _no_memory(str(message.header["verb"]), err)))
         else:
             send({"type": "result", "id": number, "value": value}, buffers)
         cancelled.pop(number, None)
+
+
+def _error(number: int, err: ExporterError) -> dict[str, Any]:
+    facts = {"code": err.code, "problem": err.problem, "facts": err.facts, "help": err.help}
+    return {"type": "error", "id": number, "class": type(err).__name__, **facts}
+
+
+def _no_memory(verb: str, err: MemoryError) -> EngineBuildError:
+    facts = {"during": verb, "found": str(err) or "no room for what was asked of the machine"}
+    help_text = "give the machine more memory, or lower [tensorrt] workspace_mib"
+    return EngineBuildError("E545", "the TensorRT worker ran out of the machine's memory", facts=facts, help=help_text)
 
 
 def _beat(send: Callable[[Mapping[str, Any]], None]) -> None:
