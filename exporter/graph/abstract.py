@@ -139,6 +139,7 @@ class Operator:
         role: what the planner knows of its algebra; None is "anything".
         writes: the inputs that it changes in place.
         alias_of: the input whose memory its output looks into, where there is one.
+        source: the line of the user's code that calls it, where it is known: ``net.py:12``.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Operator:
     role: Role | None = None
     writes: tuple[str, ...] = ()
     alias_of: str | None = None
+    source: str = ""
 
     @property
     def label(self) -> str:

@@ -36,7 +36,6 @@ def sketch_of(graph: AbstractGraph) -> Sketch:
     """Return the operators of ``graph`` that data flow through, from the inputs on, in the order of execution."""
     nodes: list[SketchNode] = []
     places: dict[str, int] = {}
-    readers = {name: set(value.users) for name, value in graph.values.items()}
     for value in graph.values.values():
         if value.producer is None:
             if not value.is_constant and not value.storage:
@@ -44,10 +43,11 @@ def sketch_of(graph: AbstractGraph) -> Sketch:
                 nodes.append(SketchNode(value.label, "input", "input", _shape(value), is_output=value.is_output))
             continue
         operator = graph.operators[value.producer]
-        reads = tuple(places[name] for name in dict.fromkeys(operator.inputs) if name in places and operator.name in readers[name])
+        reads = tuple(places[name] for name in dict.fromkeys(operator.inputs) if name in places and operator.name in graph.values[name].users)
         if reads:
             places[value.name] = len(nodes)
-            nodes.append(SketchNode(operator.module, operator.kind, _part(operator, len(reads)), _shape(value), reads, value.is_output))
+            part = _part(operator, len(reads))
+            nodes.append(SketchNode(operator.module, operator.kind, part, _shape(value), reads, value.is_output, operator.source))
     return Sketch(tuple(nodes))
 
 

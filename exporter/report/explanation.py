@@ -168,7 +168,7 @@ class _Tree:
         )
         if one.num_hidden and not is_end:
             notes.append(f"{one.num_hidden} more {'before' if one.place == 'before' else 'behind'} it")
-        if one.source:
+        if one.source and role in _NOTES:
             notes.append(one.source)
         kind = one.kind.rstrip("_") or one.kind
         return _Row(branches, _MARKS[role], one.module or kind, kind if one.part != "input" else "", one.shape, tuple(notes))

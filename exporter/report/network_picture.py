@@ -206,6 +206,7 @@ def _tooltip(row: NetworkRow) -> str:
         facts.append(f"folded into {row.fate.producer} ({row.fate.pattern}, {row.fate.num_channels} channels)")
     elif isinstance(row.fate, Refusal):
         facts.append(f"kept: {row.fate.reason.value}" + (f"; {row.fate.detail}" if row.fate.detail else ""))
+    facts += [f"called at {row.node.source}"] if row.node.source else []
     facts += [f"then {', '.join(row.behind)}"] if row.behind else []
     facts += ["an output of the network"] if row.is_output else []
     return "\n".join(facts)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from networks import IMAGE, Sequence, folded, trained
-from test_refusals import CASES, STUCK, WritesStatistics
+from test_refusals import CASES, STUCK, TwoConsumers, WritesStatistics
 from torch import Tensor, nn
 
 from exporter.artifacts import REMEDIES, Explanation, Folded, RefusalReason
 from exporter.errors import ConfigError
+from exporter.graph.aten.calls import source_of
 from exporter.graph.explaining import explain
 
 
@@ -82,6 +86,39 @@ def test_reasons_that_lie_in_the_batch_norm_itself(case):
     for item in explained(network).values():
         assert item.remedy
         assert culprits(item) == []
+
+
+def test_lines_of_the_users_code_are_named():
+    """The BatchNorm and what is around it carry the line that calls them, in the network's own code and not in torch's."""
+    (item,) = explained(TwoConsumers()).values()
+    lines = Path(sys.modules[TwoConsumers.__module__].__file__).read_text().splitlines()
+    called = {one.kind: lines[int(one.source.partition(":")[2]) - 1].strip() for one in item.neighbours if one.source}
+    assert all(Path(one.source.partition(":")[0]).name == "test_refusals.py" for one in item.neighbours if one.part != "input")
+    assert called == {
+        "conv2d": "y = self.conv(x)",
+        "batch_norm": "return self.bn(y) + torch.relu(y)",
+        "relu": "return self.bn(y) + torch.relu(y)",
+        "add": "return self.bn(y) + torch.relu(y)",
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (f"{Path(torch.__file__).parent}/nn/modules/conv.py", ""),
+        (f"{Path(torch.__file__).parent}vision/models/resnet.py", "torchvision/models/resnet.py:7"),
+        (f"{Path.cwd()}/nets/mine.py", "nets/mine.py:7"),
+        ("/elsewhere/net.py", "net.py:7"),
+    ],
+    ids=["torch's own", "a package", "the current folder", "elsewhere"],
+)
+def test_names_of_files_are_short(path, expected):
+    """A file is called as it is imported or as it lies in the current folder; torch's own lines say nothing to the user."""
+    node = torch.fx.Graph().placeholder("x")
+    node.meta["stack_trace"] = f'File "{path}", line 7, in forward\n    return self.conv(x)'
+    assert source_of(node) == expected
+    del node.meta["stack_trace"]
+    assert source_of(node) == ""
 
 
 def test_every_reason_has_a_remedy():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from exporter.artifacts import Explanation, Neighbour
@@ -93,6 +95,16 @@ def test_names_cannot_drive_the_terminal() -> None:
     """Control characters in a name are escaped."""
     lines = render_explanations([between(HOSTILE)], width=120)
     assert all(line.isprintable() for line in lines)
+
+
+def test_lines_of_code_stand_beside_what_matters() -> None:
+    """The BatchNorm and the culprits name the line of code that calls them; the others do not, to keep the drawing quiet."""
+    item = between()
+    sourced = tuple(dataclasses.replace(one, source=f"net.py:{number}") for number, one in enumerate(item.neighbours))
+    text = "\n".join(render_explanations([dataclasses.replace(item, neighbours=sourced)]))
+    assert "in the way · net.py:1" in text
+    assert "kept · net.py:2" in text
+    assert "net.py:0" not in text
 
 
 def test_nothing_to_explain_is_said() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ __all__ = [
     "operator_kind",
     "rank_of",
     "size_of",
+    "source_of",
 ]
 
 BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"}
@@ -42,6 +46,9 @@ RANDOM = {
     "rrelu",
 }
 """Names of the calls that draw random numbers, dropout apart."""
+
+_FRAME = re.compile(r'^ *File "(.+)", line (\d+)', re.MULTILINE)
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 
 
 def arguments_of(node: torch.fx.Node) -> dict[str, Any]:
@@ -95,6 +102,27 @@ def module_type_of(node: torch.fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     kind = list(stack.values())[-1][1] if stack else ""
     return kind if isinstance(kind, str) else f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"
+
+
+def source_of(node: torch.fx.Node) -> str:
+    """Return the line of the network's code that makes a call, ``net.py:12``; empty where the graph does not say.
+
+    Of the files around it the last is meant that is not torch's own, as it is called from the current folder or from where packages lie.
+    """
+    for path, line in reversed(_FRAME.findall(node.meta.get("stack_trace") or "")):
+        if not path.startswith(_TORCH):
+            return f"{_short(path)}:{line}"
+    return ""
+
+
+def _short(path: str) -> str:
+    _, packages, name = path.replace("\\", "/").rpartition("-packages/")
+    if packages:
+        return name
+    try:
+        return Path(path).relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return Path(path).name
 
 
 def rank_of(argument: object) -> int:

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 
 from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Operator, Role, Value
 from exporter.graph.algebra import Float64
-from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, memory_arguments, module_of, operator_kind, rank_of, size_of
+from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, memory_arguments, module_of, operator_kind, rank_of, size_of, source_of
 from exporter.graph.aten.roles import role_of
 
 __all__ = ["ProgramConstants", "abstract_graph", "constant_tensor", "count_batch_norms", "count_calls", "nested_batch_norms"]
@@ -182,7 +182,7 @@ def _operator(node: torch.fx.Node, constants: Mapping[str, str], names: _Names) 
     elif isinstance(role, Linear):
         kind = f"conv{'_transpose' if role.is_transposed else ''}{rank_of(node) - 2}d" if kind == "convolution" else kind
         module = module or constants.get(role.weight, "").rpartition(".")[0]
-    return Operator(node.name, module, kind, tuple(_all_inputs(node)), node.name, role, *_memory(node))
+    return Operator(node.name, module, kind, tuple(_all_inputs(node)), node.name, role, *_memory(node), source_of(node))
 
 
 def _reads_shape_only(user: torch.fx.Node, node: torch.fx.Node) -> bool:
