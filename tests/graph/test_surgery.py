@@ -100,6 +100,25 @@ def test_ones_are_a_channel_of_each_group(name, dynamic):
     torch.testing.assert_close(relu, torch.relu(expected), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("affine", [True, False], ids=["gamma and beta", "neither"])
+def test_batch_norm_that_stays_takes_new_numbers(affine):
+    """Weight and bias of a BatchNorm are its gamma and beta; one that has none gets them."""
+    norm = nn.BatchNorm2d(4, affine=affine)
+    with torch.no_grad():
+        norm.running_mean.copy_(torch.arange(4.0))
+        norm.running_var.copy_(torch.arange(1.0, 5.0))
+    program, _ = traced(Around(norm), (2, 4, 5, 5))
+    operator = abstract_graph(program).channel_affines()[0].name
+    new = NewNumbers(operator, numbers((4,), 1), numbers((4,), 2))
+    changed = folded_program(program, Plan((new,), (), (), ()))
+    x = image((2, 4, 5, 5))
+    gamma, beta = (torch.from_numpy(array).float() for array in (new.weight, new.bias))
+    with torch.inference_mode():
+        expected = functional.batch_norm(torch.sigmoid(x), norm.running_mean, norm.running_var, gamma, beta, eps=norm.eps)
+        torch.testing.assert_close(changed.module()(x)[0], expected)
+    assert torch.equal(changed.state_dict["product.weight"], gamma)
+
+
 def test_copy_is_read_by_the_readers_that_are_named():
     """The copy gets numbers of its own; whoever is not named keeps reading the original with the original's weight."""
 

@@ -19,11 +19,12 @@ from torch.export.graph_signature import InputKind
 from exporter.graph.algebra import Float64
 from exporter.graph.aten.calls import BATCH_NORMS, RANDOM, module_of, operator_kind
 from exporter.graph.aten.editing import ProgramEditor
+from exporter.graph.aten.products import MATRIX_PRODUCTS
 from exporter.graph.aten.reading import constant_tensor
 
 __all__ = ["Computed", "compute_constants", "in_float64"]
 
-_PRODUCTS = {*(f"conv{n}d" for n in (1, 2, 3)), *(f"conv_transpose{n}d" for n in (1, 2, 3)), "convolution", "linear", "addmm"}
+_PRODUCTS = {*(f"conv{n}d" for n in (1, 2, 3)), *(f"conv_transpose{n}d" for n in (1, 2, 3)), "convolution", "linear", "addmm", *MATRIX_PRODUCTS}
 _PER_CHANNEL = {"mul", "add", "sub", "div", "mul_", "add_", "sub_", "div_"}
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)

@@ -6,7 +6,7 @@ import dataclasses
 import operator as python_operator
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -118,6 +118,11 @@ class ProgramEditor:
     def target_of(self, placeholder: torch.fx.Node) -> str:
         """Return the name of the parameter, buffer or constant that a placeholder stands for."""
         return self._by_name[placeholder.name].target or ""
+
+    @property
+    def constants(self) -> Collection[str]:
+        """Return the names of the placeholders that stand for a parameter, a buffer or a constant."""
+        return {name for name, spec in self._by_name.items() if spec.target is not None}
 
     def set_numbers_(self, reader: torch.fx.Node, placeholder: torch.fx.Node, numbers: Float64) -> None:
         """Let ``reader`` read ``numbers``, rounded once, where it read ``placeholder``; other readers keep what they read."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 
 from exporter.graph.abstract import Linear, Role, Window
-from exporter.graph.aten.calls import each_axis, name_of, operator_kind, rank_of
+from exporter.graph.aten.calls import arguments_of, each_axis, name_of, operator_kind, rank_of
 
-__all__ = ["PRODUCTS"]
+__all__ = ["MATRIX_PRODUCTS", "PRODUCTS", "matrix_product", "numbers_read_by"]
+
+MATRIX_PRODUCTS = {"matmul", "mm", "bmm"}
+"""Products of two tensors, of which one may be a weight; they have no place for a bias."""
 
 _CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
@@ -27,6 +30,36 @@ def _addmm(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -
     if call.get("beta", 1) != 1 or call.get("alpha", 1) != 1 or rank_of(call["self"]) != 1 or call["self"].meta["val"].shape[0] != result.shape[1]:
         return None
     return _product(call["mat1"], call["mat2"], call["self"], weight_axis=1, output_axis=1, weight_input_axis=0, input_axis=1)
+
+
+def matrix_product(node: torch.fx.Node, constants: Collection[str]) -> Linear | None:
+    """Return the role of ``x W`` or ``W x`` with a constant matrix, or with one for each of a batch."""
+    one, other = node.args[:2]
+    if not isinstance(one, torch.fx.Node) or not isinstance(other, torch.fx.Node) or (one.name in constants) == (other.name in constants):
+        return None
+    is_behind = other.name in constants
+    data, weight = (one, other) if is_behind else (other, one)
+    rank, axes = rank_of(data), rank_of(weight)
+    if rank < 2 or axes not in {2, 3} or (axes == 3 and rank != 3) or rank_of(node) != rank:
+        return None
+    inner, outer = (axes - 2, axes - 1) if is_behind else (axes - 1, axes - 2)
+    along = rank - 1 if is_behind else rank - 2
+    return Linear(data.name, weight.name, None, outer, along, inner, along, sees_all=axes == 2)
+
+
+def numbers_read_by(node: torch.fx.Node, constants: Collection[str]) -> tuple[torch.fx.Node | None, torch.fx.Node | None]:
+    """Return what a product, or a BatchNorm, reads its weight and its bias from; None for what it has not, or has no place for.
+
+    Args:
+        node: the call.
+        constants: names of the placeholders that are constant.
+    """
+    call, kind = arguments_of(node), operator_kind(node)
+    if kind == "addmm":
+        return call["mat2"], call["self"]
+    if kind in MATRIX_PRODUCTS:
+        return next((operand for operand in reversed(node.all_input_nodes) if operand.name in constants), None), None
+    return call["weight"], call["bias"]
 
 
 def _convolution(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:

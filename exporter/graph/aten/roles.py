@@ -10,7 +10,7 @@ import torch
 
 from exporter.graph.abstract import BatchNorm, ConstantAffine, Role, Training
 from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, each_axis, module_type_of, name_of, operator_kind, rank_of, size_of
-from exporter.graph.aten.products import PRODUCTS
+from exporter.graph.aten.products import MATRIX_PRODUCTS, PRODUCTS, matrix_product
 from exporter.graph.through import Join, KeepsChannels, Maximum, Permutation, PixelShuffle, PositiveHomogeneous, Reshape, Sum, Take
 
 __all__ = ["role_of"]
@@ -64,6 +64,8 @@ def role_of(node: torch.fx.Node, constants: Mapping[str, str]) -> Role | None:
     affine = _frozen(node, kind, constants)
     if affine is not None:
         return affine
+    if kind in MATRIX_PRODUCTS:
+        return matrix_product(node, constants)
     if kind in _MAKERS:
         return _MAKERS[kind](node, arguments_of(node), result)
     return None

@@ -8,6 +8,7 @@ from torch.export import ExportedProgram
 from exporter.graph.algebra import Float64, with_input_of_ones
 from exporter.graph.aten.calls import arguments_of, operator_kind
 from exporter.graph.aten.editing import ProgramEditor
+from exporter.graph.aten.products import MATRIX_PRODUCTS, numbers_read_by
 from exporter.graph.planning import NewNumbers, Plan
 
 __all__ = ["folded_program"]
@@ -33,31 +34,42 @@ def folded_program(program: ExportedProgram, plan: Plan) -> ExportedProgram:
 def _write_(editor: ProgramEditor, new: NewNumbers) -> None:
     product = editor.nodes[new.operator]
     call = arguments_of(product)
-    weight: torch.fx.Node = call["weight"] if "weight" in call else call["mat2"]
-    stem = editor.target_of(weight).rpartition(".")[0]
-    _write_bias_(editor, product, weight, new.bias, _name_in(stem, "bias"))
+    weight, bias = numbers_read_by(product, editor.constants)
+    like = weight if weight is not None else call["running_mean"]
+    stem = editor.target_of(like).rpartition(".")[0]
+    if new.bias is not None:
+        _write_bias_(editor, product, bias, like, new.bias, _name_in(stem, "bias"))
     if new.border is not None:
-        border = editor.add_constant_(weight, new.border, _name_in(stem, "border"))
+        border = editor.add_constant_(like, new.border, _name_in(stem, "border"))
         editor.append_(product, _ATEN.add.Tensor, (product, border))
     numbers = new.weight
     if new.ones is not None:
         groups = int(call["groups"])
         numbers = with_input_of_ones(new.weight, new.ones, groups, is_transposed=_is_transposed(product))
         _append_ones_(editor, product, groups)
-    editor.set_numbers_(product, weight, numbers)
+    if weight is None:
+        _give_(product, 1, "weight", editor.add_constant_(like, numbers, _name_in(stem, "weight")))
+    else:
+        editor.set_numbers_(product, weight, numbers)
 
 
-def _write_bias_(editor: ProgramEditor, product: torch.fx.Node, weight: torch.fx.Node, numbers: Float64 | None, name: str) -> None:
-    if numbers is None:
-        return
-    call = arguments_of(product)
-    bias = call["self"] if "mat2" in call else call["bias"]
+def _write_bias_(editor: ProgramEditor, product: torch.fx.Node, bias: torch.fx.Node | None, like: torch.fx.Node, numbers: Float64, name: str) -> None:
     if bias is not None:
         editor.set_numbers_(product, bias, numbers)
         return
-    created = editor.add_constant_(weight, numbers, name)
-    product.args = (*product.args[:2], created, *product.args[3:])
-    product.kwargs = {name: value for name, value in product.kwargs.items() if name != "bias"}
+    created = editor.add_constant_(like, numbers, name)
+    if operator_kind(product) not in MATRIX_PRODUCTS:
+        _give_(product, 2, "bias", created)
+        return
+    is_behind = product.args[1] is like
+    added = created if is_behind else editor.insert_(product, _ATEN.unsqueeze.default, (created, -1))
+    editor.append_(product, _ATEN.add.Tensor, (product, added))
+
+
+def _give_(node: torch.fx.Node, position: int, name: str, value: torch.fx.Node) -> None:
+    """Let a call read ``value`` as the argument that it lacked."""
+    node.args = (*node.args[:position], value, *node.args[position + 1 :])
+    node.kwargs = {key: given for key, given in node.kwargs.items() if key != name}
 
 
 def _append_ones_(editor: ProgramEditor, product: torch.fx.Node, groups: int) -> None:

@@ -13,6 +13,7 @@ from exporter.errors import FoldError
 from exporter.graph.abstract import BatchNorm, ConstantAffine, Linear, Operator
 from exporter.graph.aten.calls import arguments_of, operator_kind
 from exporter.graph.aten.constants import Computed, compute_constants
+from exporter.graph.aten.products import MATRIX_PRODUCTS, numbers_read_by
 from exporter.graph.aten.reading import ProgramConstants, abstract_graph, constant_tensor
 from exporter.graph.aten.surgery import folded_program
 from exporter.graph.planning import NewNumbers, Plan, make_plan
@@ -133,14 +134,13 @@ def _results(program: ExportedProgram, plan: Plan, folded: ExportedProgram, orig
 
 
 def _written(node: torch.fx.Node, new: NewNumbers, targets: dict[str, str], folded: ExportedProgram) -> list[Result]:
-    call = arguments_of(node)
-    weight = call["weight"] if "weight" in call else call["mat2"]
+    call, added = arguments_of(node), _added_to(node)
+    weight, bias = numbers_read_by(node, {name for name, target in targets.items() if target})
     places: dict[str, torch.fx.Node | None] = {"weight": weight}
     if new.bias is not None:
-        places["bias"] = call["self"] if "mat2" in call else call["bias"]
+        places["bias"] = added if operator_kind(node) in MATRIX_PRODUCTS else bias
     if new.border is not None:
-        sums = (arguments_of(user) for user in node.users if operator_kind(user) == "add")
-        places["border"] = next(addition["other"] for addition in sums if addition["self"] is node)
+        places["border"] = added
     groups = call.get("groups", 1) if new.ones is not None else 1
     is_transposed = new.ones is not None and (operator_kind(node).startswith("conv_transpose") or bool(call.get("transposed", False)))
     results = []
@@ -150,6 +150,15 @@ def _written(node: torch.fx.Node, new: NewNumbers, targets: dict[str, str], fold
         name = targets[place.name]
         results.append(Result(name, _dtype(constant_tensor(folded, name)), new.operator, part, groups, is_transposed))  # type: ignore[arg-type]
     return results
+
+
+def _added_to(node: torch.fx.Node) -> torch.fx.Node | None:
+    """Return the constant that the call behind ``node`` adds to it, before it was given the axes of the output."""
+    sums = (arguments_of(user) for user in node.users if operator_kind(user) == "add")
+    added = next((addition["other"] for addition in sums if addition["self"] is node), None)
+    if isinstance(added, torch.fx.Node) and operator_kind(added) == "unsqueeze":
+        return added.all_input_nodes[0]
+    return added if isinstance(added, torch.fx.Node) else None
 
 
 def _cannot(found: str) -> FoldError:
