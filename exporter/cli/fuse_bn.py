@@ -74,11 +74,20 @@ def command(
         strangers = {
             "KEY=VALUE": arguments,
             "--checkpoint": checkpoint,
-            "--explain": explain,
             "--plan": plan,
             **{options[name]: weights[name] for name in weights},
         }
-        return fuse_onnx(screen, Path(model), check=check, output=output, inputs=inputs, config_path=config_path, fold=fold, strangers=strangers)
+        return fuse_onnx(
+            screen,
+            Path(model),
+            check=check,
+            output=output,
+            inputs=inputs,
+            config_path=config_path,
+            fold=fold,
+            explain=explain,
+            strangers=strangers,
+        )
     config = config_with(config_path, checkpoint=checkpoint, model=model, arguments=arguments, inputs=inputs, weights=dict(weights), fold=fold)
     workspace = workspace_of(config, screen, fold=output)
     graph = workspace.graph

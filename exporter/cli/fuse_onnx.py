@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from exporter.cli.explaining import show_explanations
 from exporter.cli.options import config_with, given_inputs
 from exporter.cli.screen import Screen
 
@@ -27,12 +28,14 @@ def fuse_onnx(
     inputs: tuple[str, ...],
     config_path: Path | None,
     fold: Mapping[str, object],
+    explain: str | None,
     strangers: Mapping[str, object],
 ) -> int:
     """Fold the file at ``path``; return the exit status.
 
     Args:
         fold: ``[fold]`` as the command line has it.
+        explain: pattern of what to explain, None for nothing.
         strangers: option or argument -> value, of those that mean nothing to an ONNX file.
 
     Raises:
@@ -56,6 +59,7 @@ def fuse_onnx(
     screen.close()
     folded, written = done.folded, done.written
     screen.show(render_fold(folded.folded, folded.refusals, folded.num_batch_norms, folded.ops_before, folded.ops_after))
+    explained = show_explanations(screen, folded, explain)
     result = {
         "folded": to_json(folded.folded),
         "refusals": to_json(folded.refusals),
@@ -64,6 +68,7 @@ def fuse_onnx(
         "ops_after": folded.ops_after,
         "path": str(written.path),
         "sha256": written.digest.hex,
+        **explained,
     }
     status = 0
     if check:

@@ -186,3 +186,18 @@ def test_a_mistake_has_its_status_and_writes_nothing(
     assert text in err
     assert out == ""
     assert {path.name for path in Path().iterdir()} == before
+
+
+def test_explain_draws_what_stands_around(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``--explain`` draws the norm that was kept between its culprits, from the file alone; with a pattern, what took a folded one."""
+    path, output = _network(tmp_path / "net.onnx"), tmp_path / "out.onnx"
+    status, out, _ = _run([str(path), "-o", str(output), "--explain"], capsys)
+    drawn = [line.split()[:2] for line in out.partition("norm2   kept")[2].splitlines() if line.startswith("    ")]
+    assert status == 0
+    assert [line for line in drawn if line[0] in {"✗", "■"}] == [["✗", "r1"], ["■", "norm2"], ["✗", "last"]]
+    status, out, _ = _run([str(path), "-o", str(output), "-q", "--json", "--explain=norm1"], capsys)
+    (item,) = json.loads(out)["explanations"]
+    assert [one["module"] for one in item["neighbours"] if one["takes_it"]] == ["conv2"]
+    status, _, err = _run([str(path), "-o", str(output), "--explain=norm7"], capsys)
+    assert status == 2
+    assert "norm1" in err
