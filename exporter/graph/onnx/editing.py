@@ -18,18 +18,23 @@ class ModelEditor:
 
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
-        self.values: dict[str, ir.Value] = {value.name: value for value in model.graph.inputs if value.name}
-        self.values.update(model.graph.initializers)
-        self.values.update({value.name: value for node in model.graph for value in node.outputs if value.name})
+        self._values: dict[str, ir.Value] = {value.name: value for value in model.graph.inputs if value.name}
+        self._values.update(model.graph.initializers)
+        self._values.update({value.name: value for node in model.graph for value in node.outputs if value.name})
         self._makers = {value.name: node for node in model.graph for value in node.outputs if value.name}
-        self._taken = {*self.values, *(value.name for node in model.graph.all_nodes() for value in node.outputs if value.name)}
-        for graph in model.graph.subgraphs():
+        self._taken = {*self._values, *(value.name for node in model.graph.all_nodes() for value in node.outputs if value.name)}
+        self._subgraphs = list(model.graph.subgraphs())
+        for graph in self._subgraphs:
             self._taken.update((*(value.name for value in graph.inputs if value.name), *graph.initializers))
+        self._stands_for: dict[ir.Value, ir.Value] = {}
         self._nodes = {node.name for node in model.graph.all_nodes() if node.name}
 
     def value(self, name: str) -> ir.Value:
         """Return the value that stands for ``name`` by now."""
-        return self.values[name]
+        value = self._values[name]
+        while value in self._stands_for:
+            value = self._stands_for[value]
+        return value
 
     def node(self, name: str) -> ir.Node:
         """Return the node that makes ``name`` in the model as it was."""
@@ -47,7 +52,7 @@ class ModelEditor:
         value = ir.Value(name=free)
         set_tensor_(value, numbers, dtype)
         self.graph.register_initializer(value)
-        self.values[free] = value
+        self._values[free] = value
         return value
 
     def set_numbers_(self, reader: ir.Node, position: int, numbers: Float64, dtype: str) -> None:
@@ -88,27 +93,24 @@ class ModelEditor:
                 user.replace_input_with(position, made)
         self.graph.insert_after(node, added)
         made.name = self.free_name(f"{name}_biased")
-        self.values[made.name] = made
-        self.values[name] = made
+        self._values[made.name] = made
+        self._stands_for[value] = made
         self._hand_output_over_(value, made)
         return added
 
     def bypass_(self, name: str, by: str) -> None:
         """Take the operator that makes ``name`` out: its readers read ``by``; what nobody reads any more goes too."""
-        self.replace_(self.values[name], self.values[by])
+        self.replace_(self._values[name], self.value(by))
 
     def replace_(self, gone: ir.Value, stand_in: ir.Value) -> None:
         """Let whoever read ``gone`` read ``stand_in``; what nobody reads any more goes too."""
         for user, position in list(gone.uses()):
             user.replace_input_with(position, stand_in)
-        for graph in [self.graph, *self.graph.subgraphs()]:
-            if graph is not self.graph:
-                for position, value in enumerate(graph.outputs):
-                    if value is gone:
-                        graph.outputs[position] = stand_in
-        for name, value in self.values.items():
-            if value is gone:
-                self.values[name] = stand_in
+        for graph in self._subgraphs:
+            for position, value in enumerate(graph.outputs):
+                if value is gone:
+                    graph.outputs[position] = stand_in
+        self._stands_for[gone] = stand_in
         self._hand_output_over_(gone, stand_in)
         self._forget_(gone)
 

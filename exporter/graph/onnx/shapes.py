@@ -45,7 +45,7 @@ def known_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     if name == "value":
         return attribute.as_tensor()
     dtype = _OF_CONSTANT.get(name)
-    return None if dtype is None else ir.tensor(np.array(attribute.value, dtype))
+    return None if dtype is None else ir.Tensor(np.array(attribute.value, dtype))
 
 
 def types_of(model: ir.Model) -> dict[str, TensorType]:
