@@ -13,5 +13,6 @@ products.py       products with the sum that adds their bias
 affines.py        chains of products and sums with constants of each channel
 reading.py        ONNX model -> abstract graph, and its numbers
 surgery.py        plan + ONNX model -> folded model
+ones.py           a convolution that reads a channel of ones
 editing.py        changing a copy of a model
 """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 
 from exporter.graph.algebra import Float64, rounded_once
-from exporter.graph.onnx.nodes import nested_graphs
+from exporter.graph.onnx.nodes import inner_nodes, nested_graphs
 
 __all__ = ["ModelEditor"]
 
@@ -18,10 +19,10 @@ class ModelEditor:
 
     def __init__(self, model: ir.Model) -> None:
         self.graph = model.graph
+        self.opset = model.opset_imports.get("", 1)
         self._values: dict[str, ir.Value] = {value.name: value for value in model.graph.inputs if value.name}
         self._values.update(model.graph.initializers)
         self._values.update({value.name: value for node in model.graph for value in node.outputs if value.name})
-        self._makers = {value.name: node for node in model.graph for value in node.outputs if value.name}
         self._taken = {*self._values, *(value.name for node in model.graph.all_nodes() for value in node.outputs if value.name)}
         self._subgraphs = list(model.graph.subgraphs())
         for graph in self._subgraphs:
@@ -35,10 +36,6 @@ class ModelEditor:
         while value in self._stands_for:
             value = self._stands_for[value]
         return value
-
-    def node(self, name: str) -> ir.Node:
-        """Return the node that makes ``name`` in the model as it was."""
-        return self._makers[name]
 
     def add_initializer_(self, name: str, numbers: Float64, dtype: str) -> ir.Value:
         """Add an initializer and return it.
@@ -64,6 +61,62 @@ class ModelEditor:
         name = f"{reader.outputs[0].name}.bias" if old is None else (old.name or "")
         self.give_input_(reader, position, self.add_initializer_(name, numbers, dtype))
 
+    def copy_(self, nodes: tuple[ir.Node, ...], output: str, name: str) -> tuple[ir.Node, ...]:
+        """Put a copy of nodes that make ``output`` together right behind them; what the copy makes is known as ``name``."""
+        copies: dict[ir.Value, ir.Value] = {}
+        made = []
+        behind = nodes[-1]
+        for node in nodes:
+            inputs = [copies.get(value, value) if value is not None else None for value in node.inputs]
+            copied = ir.Node(
+                node.domain,
+                node.op_type,
+                inputs,
+                list(node.attributes.values()),
+                num_outputs=len(node.outputs),
+                name=self.free_node_name(f"{node.name or node.op_type}_copy"),
+                metadata_props=dict(node.metadata_props),
+                doc_string=node.doc_string,
+            )
+            for old, new in zip(node.outputs, copied.outputs, strict=True):
+                if old.name:
+                    new.name = self.free_name(name if old.name == output else f"{old.name}_copy")
+                new.shape, new.type = old.shape, old.type
+                copies[old] = new
+                if old.name == output:
+                    self._values[name] = new
+            self.graph.insert_after(behind, copied)
+            behind = copied
+            made.append(copied)
+        return tuple(made)
+
+    def redirect_(self, node: ir.Node, old: str, new: str) -> None:
+        """Let a node, and its subgraphs, read the value ``new`` where they read ``old``."""
+        gone, stand_in = self.value(old), self.value(new)
+        for reader in (node, *inner_nodes(node)):
+            for position, value in enumerate(reader.inputs):
+                if value is gone:
+                    reader.replace_input_with(position, stand_in)
+
+    def insert_(
+        self, before: ir.Node, op_type: str, inputs: Sequence[ir.Value], name: str, attributes: Mapping[str, ir.Attr] | None = None
+    ) -> ir.Value:
+        """Put a node in front of another and return what it makes, called ``name`` or like it."""
+        free = self.free_name(name)
+        node = ir.Node("", op_type, inputs, list((attributes or {}).values()), name=self.free_node_name(f"node_{free}"))
+        node.metadata_props.update(before.metadata_props)
+        node.outputs[0].name = free
+        self.graph.insert_before(before, node)
+        return node.outputs[0]
+
+    def add_integers_(self, name: str, *numbers: int) -> ir.Value:
+        """Add an initializer of whole numbers and return it."""
+        value = ir.Value(name=self.free_name(name))
+        value.const_value = ir.Tensor(np.array(numbers, dtype=np.int64), name=value.name)
+        value.shape, value.type = ir.Shape((len(numbers),)), ir.TensorType(ir.DataType.INT64)
+        self.graph.register_initializer(value)
+        return value
+
     def give_input_(self, reader: ir.Node, position: int, value: ir.Value) -> None:
         """Let a node read ``value`` at ``position``, also where it had no such input."""
         old = reader.inputs[position] if position < len(reader.inputs) else None
@@ -80,23 +133,20 @@ class ModelEditor:
             reader.resize_inputs(position)
         self._forget_(old)
 
-    def add_behind_(self, value: ir.Value, op_type: str, other: ir.Value) -> ir.Node:
-        """Add a node of two inputs behind the node that makes ``value``: whoever read that reads what the new one makes."""
+    def add_sum_behind_(self, value: ir.Value, other: ir.Value) -> None:
+        """Add a sum behind the node that makes ``value``: whoever read that reads the sum with ``other``."""
         node = cast("ir.Node", value.producer())
-        name = self.free_node_name(f"{node.name or op_type}_bias")
-        added = ir.Node("", op_type, [value, other], name=name, metadata_props=dict(node.metadata_props))
+        added = ir.Node("", "Add", [value, other], name=self.free_node_name(f"{node.name or node.op_type}_sum"))
+        added.metadata_props.update(node.metadata_props)
         made = added.outputs[0]
         made.shape, made.type = value.shape, value.type
-        name = value.name or ""
         for user, position in list(value.uses()):
             if user is not added:
                 user.replace_input_with(position, made)
         self.graph.insert_after(node, added)
-        made.name = self.free_name(f"{name}_biased")
-        self._values[made.name] = made
+        made.name = self.free_name(f"{value.name}_sum")
         self._stands_for[value] = made
         self._hand_output_over_(value, made)
-        return added
 
     def bypass_(self, name: str, by: str) -> None:
         """Take the operator that makes ``name`` out: its readers read ``by``; what nobody reads any more goes too."""

@@ -10,26 +10,28 @@ import onnx_ir as ir
 from exporter.graph.abstract import Linear
 from exporter.graph.algebra import Float64
 from exporter.graph.onnx.facts import Facts
-from exporter.graph.onnx.nodes import is_standard, name_of
+from exporter.graph.onnx.nodes import is_standard
 
-__all__ = ["AddedBias", "Site", "added_bias", "site_of"]
+__all__ = ["AddedBias", "Site", "added_bias", "site_of", "site_of_norm"]
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where the weight and the bias of a product are read.
+    """Where the weight and the bias of a product are read, or gamma and beta of a BatchNorm.
 
     Attributes:
-        node, weight: the node by the name of its output, and the position of the weight among its inputs.
+        node, weight: the node, and the position of the weight among its inputs.
         bias_node, bias: the same of the bias; None where a node that adds it has to be made.
         bias_shape: with -1 for the number of channels.
+        dtype: that the numbers are rounded to.
     """
 
-    node: str
+    node: ir.Node
     weight: int
-    bias_node: str | None
+    bias_node: ir.Node | None
     bias: int
     bias_shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,15 +70,21 @@ def added_bias(node: ir.Node, role: Linear, facts: Facts) -> AddedBias | None:
     return AddedBias(user, 1 - position, np.broadcast_to(numbers.reshape(-1), (channels,)).astype(np.float64))
 
 
-def site_of(node: ir.Node, role: Linear, added: AddedBias | None, rank: int) -> Site:
+def site_of(node: ir.Node, role: Linear, added: AddedBias | None, facts: Facts) -> Site:
     """Return where weight and bias of a product are read."""
-    weight, name = _weight_position(node, role), name_of(node)
-    aligned = (-1, *[1] * (rank - 1 - role.output_axis))
+    weight, made = _weight_position(node, role), node.outputs[0]
+    dtype = facts.dtype(made)
+    aligned = (-1, *[1] * (facts.rank(made) - 1 - role.output_axis))
     if added is not None:
-        return Site(name, weight, name_of(added.node), added.position, aligned)
+        return Site(node, weight, added.node, added.position, aligned, dtype)
     if node.op_type == "MatMul":
-        return Site(name, weight, None, 1, aligned)
-    return Site(name, weight, name, 2, (-1,))
+        return Site(node, weight, None, 1, aligned, dtype)
+    return Site(node, weight, node, 2, (-1,), dtype)
+
+
+def site_of_norm(node: ir.Node, facts: Facts) -> Site:
+    """Return where gamma and beta of a BatchNorm are read."""
+    return Site(node, 1, node, 2, (-1,), facts.dtype(node.inputs[1]))
 
 
 def _weight_position(node: ir.Node, role: Linear) -> int:

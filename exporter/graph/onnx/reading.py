@@ -18,7 +18,7 @@ from exporter.graph.onnx.affines import chains_in
 from exporter.graph.onnx.constants import Known
 from exporter.graph.onnx.facts import Facts
 from exporter.graph.onnx.nodes import captured_by, inner_nodes, is_standard, label_of, module_of, name_of
-from exporter.graph.onnx.products import Site, added_bias, site_of
+from exporter.graph.onnx.products import Site, added_bias, site_of, site_of_norm
 from exporter.graph.onnx.roles import role_of
 from exporter.graph.onnx.shapes import TensorType, known_tensor, types_of
 
@@ -62,8 +62,8 @@ class Reading:
     """A model as the planner sees it, and the way back.
 
     Attributes:
-        sites: operator -> where its weight and its bias are read, for the linear ones.
-        dtypes: of all values.
+        sites: operator -> where its weight and its bias are read, or gamma and beta.
+        nodes: operator -> the nodes that it stands for, in order; the last makes its output.
         unread: BatchNorms of which the planner cannot be told, each with the reason.
     """
 
@@ -71,7 +71,7 @@ class Reading:
     graph: AbstractGraph
     constants: ModelConstants
     sites: Mapping[str, Site]
-    dtypes: Mapping[str, str]
+    nodes: Mapping[str, tuple[ir.Node, ...]]
     unread: tuple[tuple[str, str], ...]
 
 
@@ -97,7 +97,7 @@ def read_model(model: ir.Model, types: Mapping[str, TensorType], exact: Mapping[
         maker.add_node_(node)
     dtypes = {name: value.dtype for name, value in maker.values.items()}
     graph = AbstractGraph(maker.values.values(), maker.operators)
-    return Reading(model, graph, ModelConstants(model, maker.exact, dtypes), maker.sites, dtypes, tuple(maker.unread))
+    return Reading(model, graph, ModelConstants(model, maker.exact, dtypes), maker.sites, maker.nodes, tuple(maker.unread))
 
 
 def nested_batch_norms(model: ir.Model) -> list[str]:
@@ -115,6 +115,7 @@ class _Maker:
     values: dict[str, Value] = field(default_factory=dict)
     operators: list[Operator] = field(default_factory=list)
     sites: dict[str, Site] = field(default_factory=dict)
+    nodes: dict[str, tuple[ir.Node, ...]] = field(default_factory=dict)
     unread: list[tuple[str, str]] = field(default_factory=list)
     merged: dict[ir.Node, Operator] = field(default_factory=dict)
     """The last node of several that are one operator -> that operator."""
@@ -131,7 +132,8 @@ class _Maker:
                 last = added.node
                 output, bias = name_of(last), f"bias of {name_of(last)}"
                 self._add_number_(bias, added.numbers, node)
-                self.sites[output] = site_of(node, role, added, self.facts.rank(node.outputs[0]))
+                self.sites[output] = site_of(node, role, added, self.facts)
+                self.nodes[output] = (node, last)
                 label = module_of(node) or node.name or output
                 inputs = (role.data, role.weight, bias)
                 self.merged[last] = Operator(output, label, node.op_type, inputs, output, replace(role, bias=bias))
@@ -145,6 +147,7 @@ class _Maker:
             role = ConstantAffine(data, scale, shift, chain.axis or 0, chain.is_batch_norm)
             kind = "batch_norm" if chain.is_batch_norm else "affine"
             self.merged[last] = Operator(output, self._unique(label_of(last)), kind, (data, scale, shift), output, role)
+            self.nodes[output] = chain.nodes
             self.absorbed.update(chain.nodes[:-1])
 
     def add_source_(self, value: ir.Value) -> None:
@@ -175,6 +178,7 @@ class _Maker:
             self.values[made.name] = made
             operator = self.merged.get(node) or self._operator(node, number)
             self.operators.append(operator)
+            self.nodes.setdefault(operator.name, (node,))
             self._note_uses_(node, operator)
         if node.op_type == "BatchNormalization" and is_standard(node) and not self._is_read(node):
             self.unread.append((self._unique(_owner_of(node) or label_of(node)), "it is no BatchNorm of each channel in a dtype that is known"))
@@ -189,9 +193,10 @@ class _Maker:
         role = role_of(node, number, self.facts)
         module = label_of(node)
         if isinstance(role, BatchNorm):
+            self.sites[output] = site_of_norm(node, self.facts)
             module = self._unique(_owner_of(node) or module)
         elif isinstance(role, Linear):
-            self.sites[output] = site_of(node, role, None, self.facts.rank(node.outputs[0]))
+            self.sites[output] = site_of(node, role, None, self.facts)
             module = module_of(node) or _stem(role.weight) or module
         inputs = [value.name or "" for value in node.inputs if value is not None]
         return Operator(output, module, node.op_type, (*inputs, *(value.name or "" for value in captured_by(node))), output, role)
