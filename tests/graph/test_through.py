@@ -63,3 +63,13 @@ def test_an_axis_that_is_removed_shifts_the_channels() -> None:
     back = mean.back(ahead)
     assert isinstance(back, Carried)
     assert back.axis == 2
+
+
+def test_channels_of_several_images_in_a_row():
+    """The same map for the channels of each image, as ``(1, images channels, ...)`` has it, is one map of the channels; different maps are not."""
+    reshape = Reshape("x", (2, 3, 5), (1, 6, 5))
+    carried = Carried(1, np.array([1.0, 2.0, 3.0, 1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0, 4.0, 5.0, 6.0]))
+    back = reshape.back(carried)
+    assert isinstance(back, Carried)
+    assert (back.axis, back.s.tolist(), back.t.tolist()) == (1, [1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
+    assert isinstance(reshape.back(Carried(1, np.arange(6.0), np.zeros(6))), Blocked)
