@@ -5,24 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporter.graph.algebra import Float64
 from exporter.graph.onnx.editing import ModelEditor
 
-__all__ = ["append_ones_", "with_ones"]
+__all__ = ["append_ones_"]
 
 _SLICE_HAS_INPUTS = 10
 """The opset from which on a slice takes its bounds as inputs."""
 
 _END = 2**31 - 1
-
-
-def with_ones(weight: Float64, ones: Float64, *, groups: int, is_transposed: bool) -> Float64:
-    """Return a weight with one more input channel in each group, behind the others."""
-    if not is_transposed:
-        return np.concatenate([weight, ones], axis=1)
-    by_group = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, inputs, outputs, *taps) of each group
-    further = ones.reshape(groups, 1, *weight.shape[1:])
-    return np.concatenate([by_group, further], axis=1).reshape(-1, *weight.shape[1:])
 
 
 def append_ones_(editor: ModelEditor, product: ir.Node, groups: int, dtype: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from exporter.graph.algebra import with_input_of_ones
 from exporter.graph.onnx.editing import ModelEditor
-from exporter.graph.onnx.ones import append_ones_, with_ones
+from exporter.graph.onnx.ones import append_ones_
 from exporter.graph.onnx.products import Site
 from exporter.graph.onnx.reading import Reading
 from exporter.graph.planning import Copy, NewNumbers, Plan
@@ -44,7 +45,7 @@ def _write_(editor: ModelEditor, site: Site, new: NewNumbers) -> None:
     node, weight = site.node, new.weight
     if new.ones is not None:
         groups, is_transposed = node.attributes.get_int("group", 1), node.op_type == "ConvTranspose"
-        weight = with_ones(weight, new.ones, groups=groups, is_transposed=is_transposed)
+        weight = with_input_of_ones(weight, new.ones, groups, is_transposed=is_transposed)
         append_ones_(editor, node, groups, site.dtype)
     editor.set_numbers_(node, site.weight, weight, site.dtype)
     if new.bias is not None:
