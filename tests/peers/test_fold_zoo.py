@@ -5,6 +5,7 @@ The networks run at small resolution with random weights and the BatchNorm stati
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,9 @@ def test_the_raw_onnx_export_is_folded_like_the_network(factory, arguments, side
     config = ModelConfig(factory=factory, arguments=arguments, inputs=(InputConfig(name="image", shape=(2, 3, side, side)),))
     traced = trace(with_statistics(build_model(config, base=Path())), config.inputs)
     graph = fold(traced, FoldConfig(), provenance=Provenance("graph"))
-    made = torch.onnx.export(traced.program, (), None, dynamo=True, optimize=False, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter uses what torch deprecates
+        made = torch.onnx.export(traced.program, (), None, dynamo=True, optimize=False, verbose=False)
     folded = fold_onnx(made.model_proto, FoldConfig(), base=Path())
     assert sorted(each.batch_norm for each in folded.folded) == sorted(each.batch_norm for each in graph.folded)
     assert {(each.batch_norm, each.reason) for each in folded.refusals} == {(each.batch_norm, each.reason) for each in graph.refusals}
