@@ -113,11 +113,14 @@ class FoldConfig(Section):
         keep: patterns (``fnmatch``) of BatchNorm module names that are left alone on purpose.
         level: ``conservative`` folds back into what makes a BatchNorm's data and nothing else; ``default`` also ahead, into branches,
             and what adds work where that pays; ``aggressive`` whatever is exact.
+        input: normalisations that are folded into the network, which takes raw pixels then: ``mean=...,std=...,scale=1/255``, with
+            ``NAME:`` in front where there are several inputs.
     """
 
     enabled: bool = True
     keep: tuple[str, ...] = ()
     level: Literal["conservative", "default", "aggressive"] = "default"
+    input: tuple[str, ...] = ()
 
 
 class OnnxConfig(Section):

@@ -133,6 +133,7 @@ class Gates:
         identity = model_identity(workspace.model, base=self.config.base)
         outputs = list(self.config.model.outputs)
         parts = {"weights": workspace.weights.digest.hex, "model": identity, "feeds": digest_of_feeds(feeds), "outputs": outputs}
+        parts |= {"input": list(self.config.fold.input)} if self.config.fold.input else {}
         key = digest_of_settings(parts).hex
         path = workspace.folder / f"{workspace.stem}.reference.npz"
         cached = load_reference(path, key=key)

@@ -267,12 +267,13 @@ class Workspace:
                 path.unlink(missing_ok=True)
         return made, "made"
 
-    def module(self, weights: Weights | None = None) -> nn.Module:
-        """Build the model anew and load ``weights``, by default the baked ones, strictly."""
-        from exporter.factories import build_model, load_weights_
+    def module(self, weights: Weights | None = None, *, normalising: bool = True) -> nn.Module:
+        """Build the model anew and load ``weights``, by default the baked ones, strictly; it takes raw pixels where ``[fold] input`` is set."""
+        from exporter.factories import build_model, load_weights_, normalise_inputs_
 
         module = build_model(self.model, base=self.config.base)
         load_weights_(module, (weights or self.weights).path)
+        normalise_inputs_(module, self.config.fold.input if normalising else ())
         return module
 
     @functools.cached_property
@@ -292,7 +293,7 @@ class Workspace:
             if graph is None:
                 state = "made"
                 self._tell("fold", 0, 2)
-                traced = trace(self.module(), inputs, outputs=self.model.outputs)
+                traced = trace(self.module(normalising=False), inputs, outputs=self.model.outputs)
                 self._tell("fold", 1, 2)
                 made_from = {"weights": str(weights.digest), "model": str(identity)}
                 provenance = Provenance("graph", made_from, self.config.fold.to_json(), {}, weights.provenance.lineage)

@@ -42,6 +42,7 @@ def command(
     arguments: tuple[str, ...],
     checkpoint: Location | None,
     fold_level: str | None,
+    fold_input: tuple[str, ...],
     opset: int | None,
     static_batch: bool,
     output: Path | None,
@@ -65,7 +66,7 @@ def command(
         arguments=arguments,
         inputs=inputs,
         weights=dict(weights),
-        fold={"level": fold_level},
+        fold={"level": fold_level, "input": list(fold_input) or None},
         onnx={"opset": opset, "dynamic_batch": False if static_batch else None},
     )
     onnx = workspace_of(config, screen, onnx=output).onnx

@@ -49,6 +49,7 @@ def command(
     checkpoint: Location | None,
     keep: tuple[str, ...],
     fold_level: str | None,
+    fold_input: tuple[str, ...],
     explain: str | None,
     plan: Path | None,
     output: Path | None,
@@ -68,12 +69,13 @@ def command(
     from exporter.cli.verdicts import show_verdicts
     from exporter.report import render_fold
 
-    fold = {"keep": list(keep) or None, "level": fold_level}
+    fold = {"keep": list(keep) or None, "level": fold_level, "input": list(fold_input) or None}
     if model is not None and names_onnx_file(model):
         options = {"choice": "--weights", **{name: f"--{name.replace('_', '-')}" for name in weights if name != "choice"}}
         strangers = {
             "KEY=VALUE": arguments,
             "--checkpoint": checkpoint,
+            "--fold-input": fold_input,
             "--plan": plan,
             **{options[name]: weights[name] for name in weights},
         }
@@ -112,7 +114,7 @@ def command(
         from exporter.graph.replay import write_plan
         from exporter.graph.replay.recording import plan_of
 
-        write_plan(plan_of(graph.unfused, config.fold), plan)
+        write_plan(plan_of(graph.unfused, graph.inputs, config.fold), plan)
         written.append(f"→ {plan}")
         result["plan"] = str(plan)
     if not check:

@@ -73,7 +73,9 @@ def input_option(command: Command) -> Command:
 
 
 def fold_level_option(command: Command) -> Command:
-    """Add ``--fold-level``."""
+    """Add ``--fold-level`` and ``--fold-input``."""
+    input_help = "Fold the normalisation of an input into the network, which takes raw pixels then: mean=0.5,std=0.5,scale=1/255 (several allowed)."
+    command = click.option("--fold-input", multiple=True, metavar="[NAME:]mean=M,std=S", help=input_help)(command)
     help_text = "What to fold: back into producers alone; also what pays (default); whatever is exact."
     return click.option("--fold-level", type=click.Choice(["conservative", "default", "aggressive"]), help=help_text)(command)
 

@@ -32,6 +32,7 @@ def command(
     min_speedup: float | None,
     require_trt: bool | None,
     fold_level: str | None,
+    fold_input: tuple[str, ...],
     inputs: tuple[str, ...],
     config_path: Path | None,
     **weights: object,
@@ -55,7 +56,7 @@ def command(
         model=model,
         inputs=inputs,
         weights=dict(weights),
-        fold={"level": fold_level},
+        fold={"level": fold_level, "input": list(fold_input) or None},
         latency={"min_speedup": min_speedup},
         tensorrt={"required": require_trt},
     )

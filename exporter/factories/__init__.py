@@ -8,6 +8,7 @@ from exporter.factories.building import build_model
 from exporter.factories.identity import installed_version, model_identity
 from exporter.factories.inputs import example_inputs
 from exporter.factories.loading import load_weights_
+from exporter.factories.normalisation import normalise_inputs_
 from exporter.factories.reference import FactoryReference, parse_reference
 from exporter.factories.user_code import running_user_code
 
@@ -18,6 +19,7 @@ __all__ = [
     "installed_version",
     "load_weights_",
     "model_identity",
+    "normalise_inputs_",
     "parse_reference",
     "running_user_code",
 ]

@@ -11,7 +11,8 @@ from exporter.artifacts import Folded, Graph, Provenance, Refusal, RefusalReason
 from exporter.config import FoldConfig
 from exporter.errors import FoldError, InternalError
 from exporter.factories import installed_version
-from exporter.graph.aten.constants import Computed, compute_constants
+from exporter.graph.aten.constants import Computed, compute_constants, with_exact
+from exporter.graph.aten.normalising import Normalised, normalised_program
 from exporter.graph.aten.reading import ProgramConstants, abstract_graph, count_batch_norms, count_calls, nested_batch_norms
 from exporter.graph.aten.surgery import folded_program
 from exporter.graph.explaining import sketch_of
@@ -32,6 +33,8 @@ def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph
         provenance: what the network was made from; versions and the numbers of folds are added.
 
     Raises:
+        FoldError: the normalisation of an input cannot be folded (E365).
+        ConfigError: it is none, or fits no input (E366, E367).
         InternalError: the folded program does not pass torch's verifier, or differs from the plan (E391, E392).
     """
     return fold_recorded(traced, config, provenance=provenance)[0]
@@ -39,11 +42,13 @@ def fold(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> Graph
 
 def fold_recorded(traced: Traced, config: FoldConfig, *, provenance: Provenance) -> tuple[Graph, FoldPlan | FoldError]:
     """Fold as ``fold`` does, and return the plan to be applied again too, or why there is none."""
-    program = traced.program
-    computed = compute_constants(program)
+    normalised = normalised_program(traced.program, traced.inputs, config.input)
+    program = normalised.program
+    computed = with_exact(compute_constants(program), normalised.exact)
     abstract = abstract_graph(computed.program)
     num_seen, sketch = len(abstract.batch_norms()), sketch_of(abstract)
-    plan = make_plan(abstract, ProgramConstants(computed.program, computed.exact), config)
+    plan = make_plan(abstract, ProgramConstants(computed.program, computed.exact), config, required=tuple(normalised.calls))
+    _require_inside(plan, normalised, config)
     nested = [
         Refusal(name, RefusalReason.NOT_LINEAR, (), "it stands in a nested graph (torch.cond, or a part that runs with another grad mode)")
         for name in nested_batch_norms(program)
@@ -65,7 +70,7 @@ def fold_recorded(traced: Traced, config: FoldConfig, *, provenance: Provenance)
         num_batch_norms=num_batch_norms,
         ops_before=count_calls(program),
         ops_after=count_calls(folded),
-        provenance=_extended(provenance, plan, num_batch_norms),
+        provenance=_extended(provenance, plan, num_batch_norms, config),
         sketch=sketch,
         cost_before=plan.cost_before,
         cost_after=plan.cost_after,
@@ -86,7 +91,15 @@ def _check_against_plan(plan: Plan, num_before: int, num_after: int) -> None:
         raise InternalError("E392", "the folded program differs from the plan", facts={"found": found})
 
 
-def _extended(provenance: Provenance, plan: Plan, num_batch_norms: int) -> Provenance:
+def _require_inside(plan: Plan, normalised: Normalised, config: FoldConfig) -> None:
+    """Refuse where the normalisation of an input is not inside the network."""
+    for call, refusal in plan.missed.items():
+        facts = {"input": normalised.calls[call], "found": ", ".join(config.input), "because": f"{refusal.reason.value}; {refusal.detail}"}
+        help_text = "normalise before the network, and leave out --fold-input"
+        raise FoldError("E365", "the normalisation of an input cannot be folded exactly", facts=facts, help=help_text)
+
+
+def _extended(provenance: Provenance, plan: Plan, num_batch_norms: int, config: FoldConfig) -> Provenance:
     reasons = collections.Counter(refusal.reason.name.lower() for refusal in plan.refusals)
     lineage = {
         **provenance.lineage,
@@ -94,6 +107,8 @@ def _extended(provenance: Provenance, plan: Plan, num_batch_norms: int) -> Prove
         "folded": str(len(plan.folded)),
         "refused": str(len(plan.refusals)),
     }
+    if config.input:
+        lineage["input_normalised_inside"] = " ; ".join(config.input)
     if reasons:
         lineage["refused_for"] = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
     versions = {**{name: installed_version(name) for name in ("exporter", "torch")}, **provenance.versions}

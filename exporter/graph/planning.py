@@ -48,6 +48,7 @@ class Plan:
         bypasses: operators that go, in order, each with the value that is read in place of its output.
         attempts: what fitted the graph around a BatchNorm, in order, whether its numbers allowed it or not.
         cost_before, cost_after: of the whole graph, for a batch of one where its size is dynamic.
+        missed: what was required to be folded, and why it cannot be.
         num_affine: folds of products and sums with constants that nobody calls a BatchNorm.
     """
 
@@ -60,9 +61,10 @@ class Plan:
     attempts: tuple[Attempt, ...] = ()
     cost_before: Cost = field(default_factory=Cost)
     cost_after: Cost = field(default_factory=Cost)
+    missed: Mapping[str, Refusal] = field(default_factory=dict)
 
 
-def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig, *, with_work: bool = True) -> Plan:
+def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig, *, with_work: bool = True, required: Collection[str] = ()) -> Plan:
     """Plan the folds of ``graph``, which is changed on the way: folded BatchNorms leave it.
 
     Each rewrite is tried on all that is left, in the order of execution, but from the end for those that look ahead; then all over
@@ -73,20 +75,25 @@ def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig, *,
         constants: its numbers.
         config: whether to fold at all, ``fnmatch`` patterns of BatchNorm names that stay, and how much to fold.
         with_work: whether the adapter can carry out borders, channels of ones and copies.
+        required: operators that are folded whatever the configuration says and whatever it costs, if that is exact.
     """
-    planning = _Planning(graph, constants, config)
+    planning = _Planning(graph, constants, config, required)
     conservative = config.level == "conservative"
     stages = (CONSERVATIVE,) if conservative else (REWRITES, WITH_WORK) if with_work else (REWRITES,)
     while any(planning.round_(rewrites) for rewrites in stages):
         pass
+    if required:
+        while any(planning.round_(rewrites, required) for rewrites in (REWRITES, WITH_WORK)):
+            pass
     return planning.plan()
 
 
 class _Planning:
     """A graph in work, and what was decided so far."""
 
-    def __init__(self, graph: AbstractGraph, constants: Constants, config: FoldConfig) -> None:
+    def __init__(self, graph: AbstractGraph, constants: Constants, config: FoldConfig, required: Collection[str]) -> None:
         self._graph = graph
+        self._required = required
         self._config = config
         self._cost_before = cost_of_graph(graph)
         self._names = {operator.name: operator.module for operator in graph.channel_affines()}
@@ -102,16 +109,18 @@ class _Planning:
         self._bypasses: list[Bypass] = []
         for name, module in self._names.items():
             excluded = _exclusion(module, config)
-            if excluded:
+            if excluded and name not in required:
                 self._refusals[name] = Refusal(module, RefusalReason.ISOLATED, (), excluded)
         self._left = [name for name in self._names if name not in self._refusals]
         self._reasons: dict[str, dict[Rewrite, Refusal]] = {name: {} for name in self._left}
 
-    def round_(self, rewrites: tuple[Rewrite, ...]) -> bool:
-        """Try each rewrite on all BatchNorms that are left; return whether any was folded."""
+    def round_(self, rewrites: tuple[Rewrite, ...], only: Collection[str] | None = None) -> bool:
+        """Try each rewrite on all BatchNorms that are left, or on some; return whether any was folded."""
         num_left = len(self._left)
         for rewrite in rewrites:
             for name in list(reversed(self._left) if rewrite.looks_ahead else self._left):
+                if only is not None and name not in only:
+                    continue
                 outcome = self._attempt(self._graph.operators[name], rewrite)
                 if isinstance(outcome, Refusal):
                     self._reasons[name][rewrite] = outcome
@@ -129,7 +138,8 @@ class _Planning:
         num_affine = sum(name not in self._must_explain for name in self._folded)
         numbers = self._working.new_numbers(self._graph)
         costs = (self._cost_before, self._cost_after())
-        return Plan(numbers, tuple(self._bypasses), done, kept, num_affine, tuple(self._copies), tuple(self._attempts), *costs)
+        missed = {name: refusals[name] for name in self._required if name in refusals}
+        return Plan(numbers, tuple(self._bypasses), done, kept, num_affine, tuple(self._copies), tuple(self._attempts), *costs, missed)
 
     def _cost_after(self) -> Cost:
         changed = {name: self._working.of(operator) for name, operator in self._graph.operators.items() if name in self._working.changed}
@@ -176,7 +186,7 @@ class _Planning:
 
     def _too_dear(self, affine: Operator, rewrite: Rewrite, rewritten: Rewritten) -> Refusal | None:
         """Refuse what adds work and does not pay, unless everything is asked for."""
-        if rewrite not in WITH_WORK or self._config.level == "aggressive":
+        if rewrite not in WITH_WORK or self._config.level == "aggressive" or affine.name in self._required:
             return None
         graph, originals = self._graph, {copied.name: copied.operator for copied in rewritten.copies}
         gone = [graph.operators[name] for name, _ in rewritten.bypasses]

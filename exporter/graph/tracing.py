@@ -84,7 +84,7 @@ def trace(module: nn.Module, inputs: tuple[InputConfig, ...], *, outputs: tuple[
         try:
             program = _exported(module, ordered, facts, {})
         except ExportError as err:
-            least = _least_sizes(err.__cause__)
+            least = _least_sizes(err.__cause__, ordered)
             if not least:
                 raise _understood(err, module, facts) from err.__cause__
             try:
@@ -109,15 +109,17 @@ def _exported(module: nn.Module, inputs: tuple[InputConfig, ...], facts: dict[st
         return torch.export.export(module, examples, dynamic_shapes=_dimensions(inputs, least), strict=False)
 
 
-def _least_sizes(error: BaseException | None) -> dict[str, int]:
-    """Return name of an axis -> least size, where that is all that torch asks for: a kernel of five does not fit four pixels.
+def _least_sizes(error: BaseException | None, inputs: tuple[InputConfig, ...]) -> dict[str, int]:
+    """Return name of an axis -> the size of its example, where all that torch asks for is that it is not too small.
 
-    It is one more than torch suggests, since the smallest size is special to a tracer.
+    A kernel of five does not fit four pixels, and a size of one is special to a tracer, also behind strides.
     """
-    said, _, suggested = str(error).partition("Suggested fixes:")
-    found = {name: int(least) + 1 for name, least in re.findall(r"(\w+) = Dim\('\w+', min=(\d+)\)", suggested)}
-    violated = re.search(r"Constraints violated \(([^)]*)\)", said)
-    return found if violated is not None and set(violated[1].split(", ")) == set(found) else {}
+    found = re.findall(r"Not all values of (\w+) = .* generated guard (.*)", str(error))
+    is_small = [guard.rstrip(".").endswith("!= 1") or "<= IntInfinity()" in guard for _, guard in found]
+    if not found or not all(is_small) or "specialized" in str(error):
+        return {}
+    sizes = {name: entry.shape[axis] for entry in inputs for axis, name in _dynamic_axes(entry).items()}
+    return {name: sizes[name] for name, _ in found}
 
 
 def _understood(err: ExportError, module: nn.Module, facts: dict[str, str]) -> ExportError:

@@ -118,12 +118,24 @@ def test_options_are_frozen() -> None:
     common = ["--json", "--quiet"]
     weights = ["--allow-cold", "--allow-nonfinite", "--bn-stats", "--decay", "--dtype", "--ema", "--strip-prefix", "--weights"]
     expected = {
-        "run": ["--config", "--fold-level", "--input", "--min-speedup", "--model", "--require-trt", *weights],
+        "run": ["--config", "--fold-input", "--fold-level", "--input", "--min-speedup", "--model", "--require-trt", *weights],
         "inspect": ["--decay", "--depth", "--digest", "--layers", "--tree"],
         "bake-ema": ["--config", "--select", "--metric", "--model", "--output", "--under", *weights],
         "average": ["--config", "--model", "--output", "--post-hoc", "--share", "--sigma-rels", "--under", *weights],
-        "fuse-bn": ["--check", "--checkpoint", "--config", "--explain", "--fold-level", "--input", "--keep", "--output", "--plan", *weights],
-        "export-onnx": ["--checkpoint", "--config", "--fold-level", "--input", "--opset", "--output", "--static-batch", *weights],
+        "fuse-bn": [
+            "--check",
+            "--checkpoint",
+            "--config",
+            "--explain",
+            "--fold-input",
+            "--fold-level",
+            "--input",
+            "--keep",
+            "--output",
+            "--plan",
+            *weights,
+        ],
+        "export-onnx": ["--checkpoint", "--config", "--fold-input", "--fold-level", "--input", "--opset", "--output", "--static-batch", *weights],
         "build-trt": [
             "--config",
             "--optimization-level",

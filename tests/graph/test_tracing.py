@@ -260,9 +260,9 @@ def test_torch_cond_is_traced():
 
 def test_axes_begin_where_the_kernels_fit():
     """An axis that may vary but not below the size of a kernel is traced all the same."""
-    network = Sequence(one=nn.Conv2d(3, 4, 3), two=nn.Conv2d(4, 2, 3)).eval()
+    network = Sequence(one=nn.Conv2d(3, 4, 3), two=nn.Conv2d(4, 2, 3, stride=2)).eval()
     run = trace(network, (image(dynamic={"0": "n", "2": "height", "3": "width"}),)).program.module()
-    x = torch.rand(1, 3, 6, 19)
+    x = torch.rand(1, 3, 9, 19)
     assert torch.equal(run(x), network(x))
 
 

@@ -7,6 +7,7 @@ once; then the folds see weights and numbers like any other.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from exporter.graph.aten.editing import ProgramEditor
 from exporter.graph.aten.products import MATRIX_PRODUCTS
 from exporter.graph.aten.reading import constant_tensor
 
-__all__ = ["Computed", "compute_constants", "in_float64"]
+__all__ = ["Computed", "compute_constants", "in_float64", "with_exact"]
 
 _PRODUCTS = {*(f"conv{n}d" for n in (1, 2, 3)), *(f"conv_transpose{n}d" for n in (1, 2, 3)), "convolution", "linear", "addmm", *MATRIX_PRODUCTS}
 _PER_CHANNEL = {"mul", "add", "sub", "div", "mul_", "add_", "sub_", "div_"}
@@ -70,6 +71,11 @@ def compute_constants(program: ExportedProgram) -> Computed:
     left = {node.name for node in changed.graph.nodes}
     gone = tuple(module_of(node) or node.name for node in program.graph.nodes if operator_kind(node) in BATCH_NORMS and node.name not in left)
     return Computed(changed, exact, gone, nodes)
+
+
+def with_exact(computed: Computed, exact: Mapping[str, Float64]) -> Computed:
+    """Return ``computed`` with the numbers of further constants before they were rounded."""
+    return dataclasses.replace(computed, exact={**exact, **computed.exact})
 
 
 def _constant_nodes(program: ExportedProgram) -> dict[torch.fx.Node, str]:

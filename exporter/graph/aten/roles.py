@@ -103,6 +103,8 @@ def _frozen(node: torch.fx.Node, kind: str, constants: Mapping[str, str]) -> Con
             if not isinstance(data, torch.fx.Node) or not isinstance(scale, torch.fx.Node) or scale.name not in constants or data.name in constants:
                 continue
             axes = {_channel_axis(scale, rank_of(data)), _channel_axis(shift, rank_of(data))} - {None}
+            if not axes and rank_of(data) > 1 and _shape(data)[1] == 1 and min(rank_of(scale), rank_of(shift)) >= rank_of(data) - 1:
+                axes = {1}  # a single channel, with a constant that names its axis
             if len(axes) == 1 and _is_per_channel(scale) and _is_per_channel(shift) and _shape(product) == _shape(data) == _shape(node):
                 return ConstantAffine(data.name, scale.name, shift.name, axes.pop() or 0, "BatchNorm" in module_type_of(node))
     return None

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from exporter.artifacts import Folded, FoldedOnnx, Refusal, RefusalReason
 from exporter.config import FoldConfig
-from exporter.errors import InternalError
+from exporter.errors import FoldError, InternalError
 from exporter.graph.explaining import sketch_of
 from exporter.graph.onnx.constants import compute_constants_, drop_zero_biases_
 from exporter.graph.onnx.nodes import name_of
@@ -37,10 +37,14 @@ def fold_onnx(model: onnx.ModelProto, config: FoldConfig, *, base: Path) -> Fold
 
     Raises:
         FoldError: the version of the standard is not one that is read (E381), the file has something that would be lost (E382), its
-            functions cannot be inlined (E383), or its shapes not be inferred (E384).
+            functions cannot be inlined (E383), or its shapes not be inferred (E384); or an input is to be normalised (E365).
         ArtifactError: external data cannot be read (E385).
         InternalError: the folded model does not pass ONNX's checks although the given one does (E388), or differs from the plan (E389).
     """
+    if config.input:
+        facts = {"found": ", ".join(config.input), "because": "the input of an ONNX file is what its exporter made it"}
+        help_text = "fold it where the network is traced, with --fold-input; leave [fold] input out for ONNX files"
+        raise FoldError("E365", "the normalisation of an input cannot be folded exactly", facts=facts, help=help_text)
     working = opened(model, base)
     num_nodes, nested = _count_nodes(working), nested_batch_norms(working)
     types = types_of(working)

@@ -12,7 +12,8 @@ from exporter.config import FoldConfig
 from exporter.errors import FoldError
 from exporter.graph.abstract import BatchNorm, ConstantAffine, Linear, Operator
 from exporter.graph.aten.calls import arguments_of, operator_kind
-from exporter.graph.aten.constants import Computed, compute_constants
+from exporter.graph.aten.constants import Computed, compute_constants, with_exact
+from exporter.graph.aten.normalising import normalising_calls
 from exporter.graph.aten.products import MATRIX_PRODUCTS, numbers_read_by
 from exporter.graph.aten.reading import ProgramConstants, abstract_graph, constant_tensor
 from exporter.graph.aten.surgery import folded_program
@@ -28,14 +29,21 @@ _SAME = {"alias", "clone", "contiguous", "detach", "lift_fresh_copy", "to", "_to
 """Calls that give the same numbers in the same order."""
 
 
-def plan_of(program: ExportedProgram, config: FoldConfig) -> FoldPlan:
+def plan_of(program: ExportedProgram, inputs: tuple[TensorSpec, ...], config: FoldConfig) -> FoldPlan:
     """Plan the folds of ``program`` and return the plan in a form that can be applied again.
+
+    Args:
+        program: unfolded, with the normalisation of its inputs in front where ``config`` has one.
+        inputs: their names, in order.
+        config: of the fold.
 
     Raises:
         FoldError: it cannot be applied by numbers alone (E360).
     """
-    computed = compute_constants(program)
-    plan = make_plan(abstract_graph(computed.program), ProgramConstants(computed.program, computed.exact), config)
+    normalised = normalising_calls(program, inputs, config.input)
+    computed = with_exact(compute_constants(program), normalised.exact)
+    constants = ProgramConstants(computed.program, computed.exact)
+    plan = make_plan(abstract_graph(computed.program), constants, config, required=tuple(normalised.calls))
     return recorded(program, computed, plan, folded_program(computed.program, plan))
 
 
@@ -96,10 +104,11 @@ class _Origins:
     def _constant(self, target: str) -> Given:
         if target not in self._given:
             tensor = constant_tensor(self._program, target).detach().cpu()
+            exact = self._computed.exact.get(target)
             size = tensor.numel() * tensor.element_size() + sum(len(given.data) for given in self._given.values())
             if size > _MOST_GIVEN_BYTES or not tensor.is_floating_point():
                 raise _cannot(f"{target}, which is no part of the state dict, has {tensor.numel()} numbers of {_dtype(tensor)}")
-            self._given[target] = given_of(tensor.double().numpy())
+            self._given[target] = given_of(tensor.double().numpy() if exact is None else exact)
         return self._given[target]
 
     def _call(self, node: torch.fx.Node) -> Call:
