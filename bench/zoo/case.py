@@ -89,27 +89,32 @@ class Case:
     @property
     def raw(self) -> bytes:
         """Return the ONNX model as torch exports it, its optimiser off."""
-        return self._exported[0]
+        return self._exported[1]
 
     @property
     def optimised(self) -> bytes:
         """Return the ONNX model as torch exports it by default."""
-        return self._exported[1]
+        return self._optimised[0]
 
     @property
     def optimising_s(self) -> float:
         """Return the processor time of torch's optimiser."""
-        return self._exported[2]
+        return self._optimised[1]
 
     @cached_property
-    def _exported(self) -> tuple[bytes, bytes, float]:
+    def _exported(self) -> tuple[torch.onnx.ONNXProgram, bytes]:
         exported = torch.onnx.export(self.program, (), None, dynamo=True, optimize=False, verbose=False)
         if exported is None:
             raise RuntimeError("the exporter returned nothing")
-        raw = exported.model_proto.SerializeToString()
+        return exported, exported.model_proto.SerializeToString()
+
+    @cached_property
+    def _optimised(self) -> tuple[bytes, float]:
+        exported, _ = self._exported
         begin = time.process_time()
         exported.optimize()
-        return raw, exported.model_proto.SerializeToString(), time.process_time() - begin
+        seconds = time.process_time() - begin
+        return exported.model_proto.SerializeToString(), seconds
 
     @cached_property
     def tidied(self) -> bytes:
