@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
-from small_models import BOUND, IMAGE, constant_of, error_of, folded, model, node, norm, norm_constants, numbers, ops_of
+from small_models import BOUND, IMAGE, constant_of, error_of, folded, model, node, norm, norm_constants, numbers, ops_of, run
 
 from exporter.graph.algebra import affine_from_batch_norm, rounded_once, scaled_outputs, shifted_bias
 
@@ -295,3 +297,21 @@ def test_without_batch_norms_nothing_changes():
     assert (fold.folded, fold.refusals, fold.num_batch_norms) == ((), (), 0)
     assert ops_of(fold.model) == ops_of(given_model)
     assert np.array_equal(constant_of(fold.model, "w"), CONV["w"])
+
+
+def test_batch_norm_that_stays_takes_new_numbers():
+    """Weight and bias of a BatchNorm are its gamma and beta, also where the plan lets it stay."""
+    from exporter.graph.onnx.opening import closed, opened
+    from exporter.graph.onnx.reading import read_model
+    from exporter.graph.onnx.shapes import types_of
+    from exporter.graph.onnx.surgery import folded_model
+    from exporter.graph.planning import NewNumbers, Plan
+
+    given = model([norm("x", "y")], norm_constants(3))
+    working = opened(given, Path())
+    reading = read_model(working, types_of(working))
+    gamma, beta = numbers(3, seed=4), numbers(3, seed=5)
+    folded_model(reading, Plan((NewNumbers("y", gamma, beta),), (), (), ()))
+    expected = model([norm("x", "y")], {**norm_constants(3), "bn.weight": gamma, "bn.bias": beta})
+    x = numbers(*IMAGE, seed=7)
+    np.testing.assert_allclose(run(closed(working), x)[0], run(expected, x)[0], rtol=1e-12)
