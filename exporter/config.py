@@ -149,6 +149,9 @@ class TensorrtConfig(Section):
         profiles: ``name:min,opt,max`` with shapes as ``1x3x224x224``, several inputs joined with ``;``; empty means one profile
             for every batch from 1 to the largest that is checked, tuned for that one.
         precision: of the whole network; ``tf32`` states whether float32 products may use TF32 on the tensor cores.
+        strict_nans: NaN and infinity are not optimised away, as ``0 * x`` would be.
+        batch_invariant: a row's result does not depend on the batch that it is in.
+        hardware_compatibility: GPUs beside this one that the engine runs on; it is slower for it.
         refittable: the engine takes new weights later; it is slower, and no claim of latency is made with it.
         cache: folder of timing caches and engines; none means the user's cache folder.
         cache_mib: room for engines in it; 0 keeps none.
@@ -163,6 +166,9 @@ class TensorrtConfig(Section):
     timing_iterations: int = setting(default=8, ge=1)
     profiles: tuple[str, ...] = ()
     timeout_s: float = setting(default=3600.0, gt=0)
+    strict_nans: bool = False
+    batch_invariant: bool = False
+    hardware_compatibility: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
     refittable: bool = False
     cache: Path | None = None
     cache_mib: int = setting(default=8192, ge=0)

@@ -21,7 +21,8 @@ from exporter.trt_worker import Reply, Worker
 __all__ = ["build_engine", "plan_key"]
 
 _PROBE_LIMIT_S = 120.0
-_CONTENT_SETTINGS = ("precision", "tf32", "workspace_mib", "optimization_level", "timing_iterations", "refittable")
+_BUILDER_FLAGS = ("strict_nans", "batch_invariant", "hardware_compatibility", "refittable")
+_CONTENT_SETTINGS = ("precision", "tf32", "workspace_mib", "optimization_level", "timing_iterations", *_BUILDER_FLAGS)
 """The settings that decide what a plan is; the others decide how it is made."""
 
 
@@ -62,7 +63,7 @@ def build_engine(
 
     Raises:
         ArtifactError: the ONNX file is not the one that ``model`` describes (E526).
-        EngineBuildError: E501 to E507, E522, E523, E541.
+        EngineBuildError: E501 to E507, E522, E523, E541, E545, E546.
         ModelNotSupported: E524.
         EnvironmentLacking: E851 to E858.
     """
@@ -77,7 +78,7 @@ def build_engine(
         "workspace_bytes": config.workspace_mib << 20,
         "optimization_level": config.optimization_level,
         "timing_iterations": config.timing_iterations,
-        "refittable": config.refittable,
+        **{name: getattr(config, name) for name in _BUILDER_FLAGS},
     }
     with Worker(config.python) as worker:
         reply = _request(worker, arguments, config, cache, progress)

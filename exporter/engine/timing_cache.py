@@ -23,6 +23,7 @@ from exporter.records import read_record, write_record
 __all__ = ["TimingCache", "held_timing_cache", "timing_key"]
 
 _POLL_S = 0.1
+_FLAGS = ("precision", "tf32", "strict_nans", "batch_invariant", "hardware_compatibility", "refittable")
 _WAITING = "waiting for another build"
 
 
@@ -45,7 +46,7 @@ def timing_key(tensorrt_version: str, device: Mapping[str, Any], config: Tensorr
     return digest_of_settings({
         "tensorrt": tensorrt_version,
         "device": dict(device),
-        "flags": {"precision": config.precision, "tf32": config.tf32, "refittable": config.refittable},
+        "flags": {name: getattr(config, name) for name in _FLAGS},
     }).hex  # fmt: skip
 
 

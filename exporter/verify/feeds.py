@@ -181,7 +181,9 @@ def _row_shape(spec: TensorSpec, samples: Samples | None, profiles: tuple[Profil
     sizes = tuple(size for size in spec.shape[1:] if isinstance(size, int))
     if len(sizes) != len(spec.shape) - 1:
         facts = {"input": spec.name, "found": f"({', '.join(map(str, spec.shape))})"}
-        raise SampleError("E616", "an axis is dynamic and no sample says its size", facts=facts, help='[samples] path = "samples.npz"')
+        raise SampleError(
+            "E616", "an axis is dynamic and no sample says its size", facts=facts, help='[samples] path = "samples.npz", or [tensorrt] profiles'
+        )
     return sizes
 
 

@@ -127,6 +127,30 @@ def test_refit_is_a_flag(release, start, request_arguments):
         assert worker.request("record", limit_s=60).value["flags"] == {"BuilderFlag.TF32": False, "BuilderFlag.REFIT": True}
 
 
+@pytest.mark.parametrize(
+    ("wish", "first", "name"),
+    [
+        ({"strict_nans": True}, (10, 6), "BuilderFlag.STRICT_NANS"),
+        ({"batch_invariant": True}, (10, 12), "BuilderFlag.DISTRIBUTIVE_INDEPENDENCE"),
+        ({"hardware_compatibility": "ampere_plus"}, (8, 6), "HardwareCompatibilityLevel.AMPERE_PLUS"),
+        ({"hardware_compatibility": "same_compute_capability"}, (10, 9), "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY"),
+    ],
+    ids=["strict nans", "batch invariant", "ampere", "same compute capability"],
+)
+def test_a_wish_is_fulfilled_or_refused(release, start, request_arguments, wish, first, name):
+    """What a release has is set; what it does not have is refused with the release that has it, never left out in silence."""
+    with start() as worker:
+        if release.number >= first:
+            worker.request("build", {**request_arguments, **wish}, limit_s=60)
+            record = worker.request("record", limit_s=60).value
+            assert name in {flag for flag, is_set in record["flags"].items() if is_set} | {record["set"].get("hardware_compatibility_level")}
+            return
+        with pytest.raises(EngineBuildError, match="does not have what a setting asks for") as caught:
+            worker.request("build", {**request_arguments, **wish}, limit_s=60)
+    assert caught.value.code == "E546"
+    assert caught.value.facts["expected"] == f"TensorRT {first[0]}.{first[1]} or newer"
+
+
 @pytest.mark.parametrize("on_request", [True, False], ids=["on request", "libraries missing"])
 def test_tactics_of_missing_libraries_are_switched_off(release, start, request_arguments, on_request):
     """Before TensorRT 10, tactics of cuBLAS and cuDNN are left out on request, or where the libraries are not there; the answer says so."""

@@ -20,6 +20,10 @@ USED_ONLY_WITH = {
     "trt.IProgressMonitor": "progress monitor",
     "trt.IProgressMonitor.__init__": "progress monitor",
     "trt.OnnxParserRefitter": "parser refitter",
+    "trt.BuilderFlag.STRICT_NANS": "strict nans",
+    "trt.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE": "batch invariance",
+    "trt.HardwareCompatibilityLevel.AMPERE_PLUS": "hardware compatibility",
+    "trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY": "same compute capability",
     "trt.TacticSource.CUBLAS": "tactic libraries",
     "trt.TacticSource.CUBLAS_LT": "tactic libraries",
     "trt.TacticSource.CUDNN": "tactic libraries",
@@ -33,7 +37,11 @@ SHOWN_BY = {
     "strongly typed": "trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED",
     "progress monitor": "trt.IProgressMonitor",
     "named parser errors": "trt.ParserError.node_name",
+    "hardware compatibility": "trt.HardwareCompatibilityLevel.AMPERE_PLUS",
     "parser refitter": "trt.OnnxParserRefitter",
+    "strict nans": "trt.BuilderFlag.STRICT_NANS",
+    "same compute capability": "trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY",
+    "batch invariance": "trt.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE",
 }
 KEPT_FOR_NOTHING = {"explicit batch", "tactic libraries"}
 """Still named by releases that make no use of them any more: up to 10.16."""

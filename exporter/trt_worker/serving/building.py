@@ -20,6 +20,7 @@ from exporter.trt_worker.serving.inspecting import precision_shares
 from exporter.trt_worker.serving.loop import Call
 from exporter.trt_worker.serving.tensorrt_module import Messages, construct, make_logger
 from exporter.trt_worker.serving.timing import begin_timing, end_timing
+from exporter.trt_worker.serving.wishes import set_wishes
 
 __all__ = ["BuildRequest", "Built", "build", "check_precision", "describe_parser_errors", "describe_tensors"]
 
@@ -38,6 +39,9 @@ class BuildRequest:
 
     Attributes:
         profiles: per profile, input name -> (min, opt, max) shape.
+        strict_nans: NaN and infinity are not optimised away.
+        batch_invariant: a row's result does not depend on the batch that it is in.
+        hardware_compatibility: GPUs beside this one that the plan runs on: ``none``, ``same_compute_capability``, ``ampere_plus``.
         refittable: the plan takes new weights later.
         timing_cache: attach a timing cache, and hand it back.
         disable_tactic_libraries: switch tactics of cuBLAS and cuDNN off even where the libraries are there (before TensorRT 10).
@@ -49,6 +53,9 @@ class BuildRequest:
     workspace_bytes: int
     optimization_level: int
     timing_iterations: int
+    strict_nans: bool = False
+    batch_invariant: bool = False
+    hardware_compatibility: str = "none"
     refittable: bool = False
     timing_cache: bool = False
     disable_tactic_libraries: bool = False
@@ -139,8 +146,7 @@ def _configure(trt: Any, config: Any, request: BuildRequest, messages: Messages)
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if request.refittable:
-        config.set_flag(trt.BuilderFlag.REFIT)
+    set_wishes(trt, config, request)
     if not has(trt, "tactic libraries"):
         return []
     sources = int(config.get_tactic_sources())

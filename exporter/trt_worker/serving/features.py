@@ -17,10 +17,14 @@ FEATURES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "explicit batch": ((8, 5), (10, 0)),  # a flag of the network; from 10 on it is the only way
     "tactic libraries": ((8, 5), (10, 0)),  # tactics of cuBLAS and cuDNN
     "optimization level": ((8, 6), _NEVER_REMOVED),
+    "hardware compatibility": ((8, 6), _NEVER_REMOVED),
     "strongly typed": ((10, 0), _NEVER_REMOVED),
     "progress monitor": ((10, 0), _NEVER_REMOVED),
     "named parser errors": ((10, 0), _NEVER_REMOVED),
     "parser refitter": ((10, 0), _NEVER_REMOVED),
+    "strict nans": ((10, 6), _NEVER_REMOVED),
+    "same compute capability": ((10, 9), _NEVER_REMOVED),
+    "batch invariance": ((10, 12), _NEVER_REMOVED),
 }
 
 

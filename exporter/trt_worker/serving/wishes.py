@@ -1,0 +1,63 @@
+"""What a user may wish of a plan and not every release of TensorRT can give: refused by name where it cannot, never left out in silence."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from exporter.errors import EngineBuildError
+from exporter.trt_worker.serving.features import FEATURES, has
+
+__all__ = ["Wishes", "set_wishes"]
+
+
+class Wishes(Protocol):
+    """The part of a build request that says what the plan is to be able to do."""
+
+    @property
+    def strict_nans(self) -> bool:
+        """Whether NaN and infinity are kept."""
+        ...
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a row's result does not depend on its batch."""
+        ...
+
+    @property
+    def hardware_compatibility(self) -> str:
+        """Return which GPUs the plan runs on."""
+        ...
+
+    @property
+    def refittable(self) -> bool:
+        """Whether the plan takes new weights."""
+        ...
+
+
+def set_wishes(trt: Any, config: Any, request: Wishes) -> None:  # noqa: ANN401 - TensorRT has no types
+    """Set flags and levels.
+
+    Raises:
+        EngineBuildError: this release does not have what is asked for (E546).
+    """
+    if request.refittable:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if request.strict_nans:
+        _require(trt, "strict nans", "strict_nans")
+        config.set_flag(trt.BuilderFlag.STRICT_NANS)
+    if request.batch_invariant:
+        _require(trt, "batch invariance", "batch_invariant")
+        config.set_flag(trt.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE)
+    if request.hardware_compatibility == "ampere_plus":
+        _require(trt, "hardware compatibility", "hardware_compatibility")
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    elif request.hardware_compatibility == "same_compute_capability":
+        _require(trt, "same compute capability", "hardware_compatibility")
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+
+
+def _require(trt: Any, feature: str, setting: str) -> None:  # noqa: ANN401 - a module without types
+    if not has(trt, feature):
+        first = ".".join(map(str, FEATURES[feature][0]))
+        facts = {"setting": f"[tensorrt] {setting}", "found": f"TensorRT {trt.__version__}", "expected": f"TensorRT {first} or newer"}
+        raise EngineBuildError("E546", "this TensorRT does not have what a setting asks for", facts=facts, help="leave the setting out, or update")
