@@ -37,10 +37,10 @@ class RefusalReason(enum.Enum):
 
 REMEDIES: Final[Mapping[RefusalReason, str]] = {
     RefusalReason.NOT_LINEAR: "nothing for this network; when it is trained anew, put the BatchNorm directly behind a convolution",
-    RefusalReason.OTHER_CONSUMER: "let the other reader read what the BatchNorm makes, or give it a convolution of its own",
+    RefusalReason.OTHER_CONSUMER: "--fold-level aggressive copies the convolution, at a cost; or let the other reader read what the BatchNorm makes",
     RefusalReason.GRAPH_OUTPUT: "if nobody needs that output, let forward not return it",
     RefusalReason.BLOCKED: "when it is trained anew, put the BatchNorm in front of that operator, directly behind the convolution",
-    RefusalReason.PADDED: "when it is trained anew, let the convolution pad with copied values (padding_mode) or not at all",
+    RefusalReason.PADDED: "--fold-level aggressive adds the border's shift back, at a cost; or train anew with copied values for padding",
     RefusalReason.TRAINING: "put the module in eval mode: look for a train() that is overridden, and for training=True in a forward",
     RefusalReason.NO_RUNNING_STATISTICS: "nothing: it normalises with each batch by design; track_running_stats=True makes it a fixed map",
     RefusalReason.WRONG_AXIS: "if the BatchNorm was meant for the features, transpose so that they stand on axis 1 in front of it",

@@ -34,7 +34,6 @@ _STORED = (
     "cost_before",
     "cost_after",
     "provenance",
-    "sketch",
 )
 """What the record keeps of a graph, beside its programs."""
 
@@ -60,6 +59,7 @@ def save_graph(graph: Graph, path: Path, *, key: str) -> Graph:
     content = {
         "unfused_sha256": unfused.hex,
         **{name: to_json(getattr(graph, name)) for name in _STORED},
+        "sketch": [_brief(node) for node in graph.sketch.nodes],
     }
     digest = write_record(path, key=key, content=content)
     return dataclasses.replace(graph, path=path, digest=digest)
@@ -68,7 +68,7 @@ def save_graph(graph: Graph, path: Path, *, key: str) -> Graph:
 def load_graph(path: Path, *, key: str | None = None) -> Graph | None:
     """Return the graph at ``path``; None where it has to be made again (missing, altered, not ours, or made from something else)."""
     content = read_record(path, key=key)
-    if content is None or not set(_STORED) <= content.keys() or read_record(unfused_path(path), key=key) is None:
+    if content is None or not {*_STORED, "sketch"} <= content.keys() or read_record(unfused_path(path), key=key) is None:
         return None
     folded, digest = _load_program(path)
     unfused, unfused_digest = _load_program(unfused_path(path))
@@ -89,7 +89,7 @@ def load_graph(path: Path, *, key: str | None = None) -> Graph | None:
         cost_before=Cost(**content["cost_before"]),
         cost_after=Cost(**content["cost_after"]),
         provenance=Provenance(**content["provenance"]),
-        sketch=Sketch(tuple(SketchNode(**{**entry, "reads": tuple(entry["reads"])}) for entry in content["sketch"]["nodes"])),
+        sketch=Sketch(tuple(SketchNode(**{**entry, "reads": tuple(entry.get("reads", ()))}) for entry in content["sketch"])),
         path=path,
         digest=Digest(digest, "file"),
     )
@@ -112,6 +112,12 @@ def _load_program(path: Path) -> tuple[ExportedProgram | None, str]:
     if read_record(path) is None or recorded_digest(path).hex != digest:
         return None, digest
     return torch.export.load(io.BytesIO(content)), digest
+
+
+def _brief(node: SketchNode) -> dict[str, Any]:
+    """Return a node as JSON without what is as it is by default: there are many of them."""
+    defaults = {field.name: field.default for field in dataclasses.fields(SketchNode)}
+    return {name: to_json(value) for name in defaults if (value := getattr(node, name)) != defaults[name]}
 
 
 def _specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
