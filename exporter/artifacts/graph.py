@@ -139,6 +139,7 @@ class FoldedOnnx:
         num_batch_norms: before folding.
         ops_before, ops_after: nodes of the outermost graph, functions inlined, without constants.
         sketch: the model before folding, for people.
+        cost_before, cost_after: FLOPs and bytes of the graph, by its shapes.
     """
 
     model: onnx.ModelProto
@@ -148,3 +149,5 @@ class FoldedOnnx:
     ops_before: int
     ops_after: int
     sketch: Sketch = field(default_factory=Sketch)
+    cost_before: Cost = field(default_factory=Cost)
+    cost_after: Cost = field(default_factory=Cost)

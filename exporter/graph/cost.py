@@ -52,7 +52,7 @@ def cost_of_operator(graph: AbstractGraph, operator: Operator, numbers: LinearNu
     count = max((_count(value.shape) for value in (*inputs, output) if not value.is_constant), default=0)
     if isinstance(role, (BatchNorm, ConstantAffine)):
         return (Cost(2 * count, moved),)
-    if operator.kind in _MATRIX_PRODUCTS and len(inputs) >= 2:
+    if operator.kind.lower() in _MATRIX_PRODUCTS and len(inputs) >= 2:
         inner = next((value.shape[-1] for value in inputs if value.shape), 1)
         return (Cost(2 * _count(output.shape) * _number(inner), moved),)
     if operator.kind == _ATTENTION and len(inputs) >= 3 and all(len(value.shape) >= 2 for value in inputs[:3]):

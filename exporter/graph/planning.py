@@ -64,7 +64,7 @@ class Plan:
     missed: Mapping[str, Refusal] = field(default_factory=dict)
 
 
-def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig, *, with_work: bool = True, required: Collection[str] = ()) -> Plan:
+def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig, *, required: Collection[str] = ()) -> Plan:
     """Plan the folds of ``graph``, which is changed on the way: folded BatchNorms leave it.
 
     Each rewrite is tried on all that is left, in the order of execution, but from the end for those that look ahead; then all over
@@ -74,12 +74,11 @@ def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig, *,
         graph: the abstract graph.
         constants: its numbers.
         config: whether to fold at all, ``fnmatch`` patterns of BatchNorm names that stay, and how much to fold.
-        with_work: whether the adapter can carry out borders, channels of ones and copies.
         required: operators that are folded whatever the configuration says and whatever it costs, if that is exact.
     """
     planning = _Planning(graph, constants, config, required)
     conservative = config.level == "conservative"
-    stages = (CONSERVATIVE,) if conservative else (REWRITES, WITH_WORK) if with_work else (REWRITES,)
+    stages = (CONSERVATIVE,) if conservative else (REWRITES, WITH_WORK)
     while any(planning.round_(rewrites) for rewrites in stages):
         pass
     if required:

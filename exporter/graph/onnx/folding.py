@@ -53,7 +53,7 @@ def fold_onnx(model: onnx.ModelProto, config: FoldConfig, *, base: Path) -> Fold
     reading = read_model(working, types, computed.exact)
     norms = _norm_nodes(reading)
     sketch = sketch_of(reading.graph)
-    plan = make_plan(reading.graph, reading.constants, config, with_work=False)  # ``surgery.py`` writes weights and biases alone
+    plan = make_plan(reading.graph, reading.constants, config)
     folded_model(reading, plan)
     _check_against_plan(reading, plan, norms)
     _check_with_onnx(working, model, base)
@@ -70,6 +70,8 @@ def fold_onnx(model: onnx.ModelProto, config: FoldConfig, *, base: Path) -> Fold
         ops_before=num_nodes,
         ops_after=_count_nodes(working),
         sketch=sketch,
+        cost_before=plan.cost_before,
+        cost_after=plan.cost_after,
     )
 
 

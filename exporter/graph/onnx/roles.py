@@ -12,7 +12,7 @@ from exporter.graph.onnx.constants import FLOATS
 from exporter.graph.onnx.facts import Facts
 from exporter.graph.onnx.nodes import is_standard
 from exporter.graph.onnx.windows import paddings_of, window_of
-from exporter.graph.through import Join, KeepsChannels, Maximum, Permutation, PixelShuffle, Reshape, Sum, Take
+from exporter.graph.through import Join, KeepsChannels, Maximum, Permutation, PixelShuffle, PositiveHomogeneous, Reshape, Sum, Take
 
 __all__ = ["role_of"]
 
@@ -67,7 +67,8 @@ def _transposed(node: ir.Node, facts: Facts) -> Role | None:
     kernel = sizes[2:]
     paddings = paddings_of(node, None, kernel)
     strides, extra = (tuple(node.attributes.get_ints(name, ())) for name in ("strides", "output_padding"))
-    has_one_tap = all(size == 1 for size in (*kernel, *strides)) and not any(extra) and "output_shape" not in node.attributes
+    is_placed = paddings is not None and "output_shape" not in node.attributes  # else the padding follows from sizes
+    has_one_tap = all(size == 1 for size in (*kernel, *strides)) and not any(extra)
     return Linear(
         _name(node.inputs[0]),
         _name(node.inputs[1]),
@@ -77,7 +78,8 @@ def _transposed(node: ir.Node, facts: Facts) -> Role | None:
         weight_input_axis=0,
         groups=node.attributes.get_int("group", 1),
         is_transposed=True,
-        sees_all=has_one_tap and paddings is not None and not any((*paddings[0], *paddings[1])),
+        sees_all=has_one_tap and is_placed and paddings is not None and not any((*paddings[0], *paddings[1])),
+        window=window_of(node, kernel, paddings[0]) if is_placed and paddings is not None else None,
     )
 
 
@@ -101,11 +103,14 @@ def _matmul(node: ir.Node, facts: Facts) -> Role | None:
     rank = facts.rank(node.outputs[0])
     if one is None or other is None or rank < 2:
         return None
-    if other in facts.known and facts.rank(other) == 2 and facts.rank(one) >= 2:
-        return Linear(_name(one), _name(other), None, 1, rank - 1, 0, facts.rank(one) - 1)
-    if one in facts.known and facts.rank(one) == 2 and facts.rank(other) >= 2:
-        return Linear(_name(other), _name(one), None, 0, rank - 2, 1, facts.rank(other) - 2)
-    return None
+    is_behind = other in facts.known
+    data, weight = (one, other) if is_behind else (other, one)
+    axes = facts.rank(weight)
+    if weight not in facts.known or data in facts.known or facts.rank(data) != rank or axes not in {2, 3} or (axes == 3 and rank != 3):
+        return None
+    inner, outer = (axes - 2, axes - 1) if is_behind else (axes - 1, axes - 2)
+    along = rank - 1 if is_behind else rank - 2
+    return Linear(_name(data), _name(weight), None, outer, along, inner, along, sees_all=axes == 2)
 
 
 def _batch_norm(node: ir.Node, facts: Facts) -> Role | None:
@@ -181,8 +186,11 @@ def _padded(node: ir.Node, facts: Facts) -> Role | None:
         return KeepsChannels(_name(node.inputs[0]), mixed)
     if mode != "constant" or _padding_value(node, facts) != 0.0:
         return None
-    adds = any(number > 0 for size in sizes.values() for number in size)
-    return KeepsChannels(_name(node.inputs[0]), mixed, sums_to_one=not adds)
+    if not any(number > 0 for size in sizes.values() for number in size):
+        return KeepsChannels(_name(node.inputs[0]), mixed)
+    only_puts = all(number >= 0 for size in sizes.values() for number in size)
+    before = tuple(sizes.get(axis, (0, 0))[0] for axis in range(rank)) if only_puts else ()
+    return KeepsChannels(_name(node.inputs[0]), mixed, sums_to_one=False, zeros_before=before)
 
 
 def _padding_value(node: ir.Node, facts: Facts) -> float | None:
@@ -227,6 +235,13 @@ def _scales(node: ir.Node, facts: Facts) -> tuple[float, ...] | None:
 def _maximum(node: ir.Node, facts: Facts) -> Role | None:
     rank = facts.rank(node.inputs[0])
     return Maximum(_name(node.inputs[0]), tuple(range(2, rank))) if rank > 2 else None
+
+
+def _homogeneous(node: ir.Node, facts: Facts) -> Role | None:
+    """Return the role of a function that a positive factor passes; the slopes of a PRelu are factors of its data."""
+    if node.op_type == "PRelu" and node.inputs[1] not in facts.known:
+        return None
+    return PositiveHomogeneous(_name(node.inputs[0]))
 
 
 def _permuted(node: ir.Node, facts: Facts) -> Role | None:
@@ -377,6 +392,7 @@ _MAKERS: dict[str, Callable[[ir.Node, Facts], Role | None]] = {
     "Pad": _padded,
     **dict.fromkeys(("Resize", "Upsample"), _resized),
     "MaxPool": _maximum,
+    **dict.fromkeys(("Relu", "LeakyRelu", "PRelu", "Abs"), _homogeneous),
     "Transpose": _permuted,
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshaped),
     "DepthToSpace": _shuffled,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -71,9 +72,15 @@ def model(
     return made
 
 
-def folded(given: onnx.ModelProto, *, keep: tuple[str, ...] = (), base: Path = Path()) -> FoldedOnnx:
+def folded(
+    given: onnx.ModelProto,
+    *,
+    keep: tuple[str, ...] = (),
+    base: Path = Path(),
+    level: Literal["conservative", "default", "aggressive"] = "default",
+) -> FoldedOnnx:
     """Fold a model."""
-    return fold_onnx(given, FoldConfig(keep=keep), base=base)
+    return fold_onnx(given, FoldConfig(keep=keep, level=level), base=base)
 
 
 def run(given: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
