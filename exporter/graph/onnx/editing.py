@@ -224,7 +224,7 @@ class ModelEditor:
 
 def set_tensor_(value: ir.Value, numbers: Float64, dtype: str) -> None:
     """Give an initializer other numbers, rounded once."""
-    rounded = np.ascontiguousarray(rounded_once(np.asarray(numbers, dtype=np.float64), dtype))
+    rounded = np.asarray(rounded_once(np.asarray(numbers, dtype=np.float64), dtype), order="C")  # a single number keeps its rank
     if rounded is numbers or rounded.base is not None:
         rounded = rounded.copy()
     tensor = ir.tensor(rounded, name=value.name)

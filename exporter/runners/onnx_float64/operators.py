@@ -48,7 +48,7 @@ class Erf(OpRun):
     op_domain = ""
 
     def _run(self, x: Array) -> tuple[Array]:
-        return (torch.special.erf(torch.from_numpy(np.ascontiguousarray(x))).numpy(),)
+        return (torch.special.erf(torch.from_numpy(np.asarray(x, order="C"))).numpy(),)
 
 
 class Sigmoid(OpRun):
@@ -57,7 +57,7 @@ class Sigmoid(OpRun):
     op_domain = ""
 
     def _run(self, x: Array) -> tuple[Array]:
-        return (torch.sigmoid(torch.from_numpy(np.ascontiguousarray(x))).numpy(),)
+        return (torch.sigmoid(torch.from_numpy(np.asarray(x, order="C"))).numpy(),)
 
 
 class _AlongAxis(OpRun):

@@ -315,3 +315,25 @@ def test_batch_norm_that_stays_takes_new_numbers():
     expected = model([norm("x", "y")], {**norm_constants(3), "bn.weight": gamma, "bn.bias": beta})
     x = numbers(*IMAGE, seed=7)
     np.testing.assert_allclose(run(closed(working), x)[0], run(expected, x)[0], rtol=1e-12)
+
+
+def test_a_computed_constant_that_is_a_single_number_keeps_its_rank():
+    """Arithmetic on sizes, as exporters write it for padding like TensorFlow's, divides by single numbers; the file stays valid."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        norm("c", "n"),
+        node("Shape", "n", "sizes"),
+        node("Gather", "sizes second", "size", axis=0),
+        node("Cast", "size", "size_float", to=TensorProto.DOUBLE),
+        node("Cast", "two", "two_float", to=TensorProto.DOUBLE),
+        node("Div", "size_float two_float", "half"),
+        node("Unsqueeze", "half first", "half_row"),
+        node("Mul", "n half_row", "y"),
+    ]
+    constants = {"w": numbers(4, 3, 3, 3), **norm_constants(4), "second": np.array(2), "two": np.array(2), "first": np.array([0])}
+    given = model(nodes, constants, shape=("batch", 3, "height", "width"))
+    done = folded(given)
+    assert len(done.folded) == 1
+    divisor = next(made.input[1] for made in done.model.graph.node if made.op_type == "Div")
+    assert constant_of(done.model, divisor).shape == ()
+    assert error_of(given, done) <= BOUND

@@ -198,3 +198,10 @@ def test_functions_of_each_number(op: str, function: Callable[[float], float]) -
     x = np.concatenate([np.linspace(-40, 40, 161), [1e-300, -700.0, 700.0]])
     model = _model(op, {"x": x}, 13, {}, ["x"])
     np.testing.assert_allclose(_ours(model, {"x": x}), [function(value) for value in x], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("op", ["Erf", "Sigmoid"])
+def test_a_single_number_stays_one(op: str) -> None:
+    """Without axes in, without axes out."""
+    x = np.array(0.25)
+    assert _ours(_model(op, {"x": x}, 13, {}, ["x"]), {"x": x}).shape == ()
