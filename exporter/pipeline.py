@@ -64,6 +64,7 @@ def run(config: Config, *, progress: Progress | None = None) -> tuple[Report, Pa
         folded=graph.folded,
         refusals=graph.refusals,
         sketch=graph.sketch,
+        costs=(graph.cost_before, graph.cost_after),
         histogram_edges=HISTOGRAM_EDGES,
     )
     folder = config.work_dir / "runs" / report.run

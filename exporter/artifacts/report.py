@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from exporter.artifacts.graph import Folded, Refusal
+from exporter.artifacts.graph import Cost, Folded, Refusal
 from exporter.artifacts.sketch import Sketch
 from exporter.artifacts.verdicts import Outcome, Verdict
 from exporter.artifacts.weights import BakeSummary
@@ -46,5 +46,7 @@ class Report:
     refusals: tuple[Refusal, ...] = ()
     sketch: Sketch | None = None
     """The unfolded network, for its picture; None in reports of earlier releases."""
+    costs: tuple[Cost, ...] = ()
+    """Of a run of the graph before and after folding; empty in reports of earlier releases."""
     histogram_edges: tuple[float, ...] = ()
     remarks: tuple[str, ...] = ()

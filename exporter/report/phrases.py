@@ -9,6 +9,7 @@ from typing import Final
 
 from exporter.artifacts import (
     BakeSummary,
+    Cost,
     LatencyEvidence,
     MetricEvidence,
     Outcome,
@@ -27,6 +28,7 @@ __all__ = [
     "blocks",
     "by_check",
     "by_reason",
+    "cost_text",
     "interval",
     "kept_lines",
     "key_number",
@@ -104,6 +106,15 @@ def names_of(refusals: Sequence[Refusal], most: int) -> str:
 def kept_lines(refusals: Sequence[Refusal]) -> tuple[str, ...]:
     """Return a line for each reason for which BatchNorms were kept: how many, why, the names of the first."""
     return tuple(f"{len(items)} {reason.value}: {names_of(items, _MOST_NAMES)}" for reason, items in by_reason(refusals))
+
+
+def cost_text(costs: Sequence[Cost]) -> str:
+    """Return what a run costs before and after the fold; empty where nobody knows."""
+    if len(costs) != 2:
+        return ""
+    before, after = costs
+    flops = f"{units.count_text(before.flops)} → {units.count_text(after.flops)} FLOPs"
+    return f"{flops} · {units.bytes_text(before.bytes)} → {units.bytes_text(after.bytes)} read and written, each run"
 
 
 def title(verdict: Verdict) -> str:

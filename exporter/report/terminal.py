@@ -142,10 +142,8 @@ def render_fold(
         parts.append(" · ".join(f"{pattern} {count}" for pattern, count in sorted(patterns.items(), key=lambda item: (-item[1], item[0]))))
     parts.append(f"ops {ops_before} → {ops_after}")
     lines = ["   ".join(parts)]
-    if costs is not None:
-        before, after = costs
-        flops = f"{units.count_text(before.flops)} → {units.count_text(after.flops)} FLOPs"
-        lines.append(f"cost   {flops} · {units.bytes_text(before.bytes)} → {units.bytes_text(after.bytes)} read and written, each run")
+    if told := phrases.cost_text(costs or ()):
+        lines.append(f"cost   {told}")
     lines += _kept_each(refusals) if len(refusals) <= _MOST_KEPT else _kept_by_reason(refusals)
     return [printable(line) for line in lines]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from exporter.artifacts import Folded, Refusal, RefusalReason, Report, Sketch, SketchNode
+from exporter.artifacts import Cost, Folded, Refusal, RefusalReason, Report, Sketch, SketchNode
 from exporter.artifacts.sketch import Part
 from tests.report import builders
 
@@ -41,7 +41,9 @@ class Net:
     def report(self) -> Report:
         """Return a passing report of this network."""
         nodes = (*self.nodes[:-1], dataclasses.replace(self.nodes[-1], is_output=True))
-        return dataclasses.replace(builders.passing(), sketch=Sketch(nodes), folded=tuple(self.folded), refusals=tuple(self.refusals))
+        costs = (Cost(12_000_000, 3_400_000), Cost(11_900_000, 2_100_000))
+        fold = {"folded": tuple(self.folded), "refusals": tuple(self.refusals), "costs": costs}
+        return dataclasses.replace(builders.passing(), sketch=Sketch(nodes), **fold)
 
 
 def mixed_net(num_blocks: int = 3, stem: str = "backbone.stages") -> Net:

@@ -98,6 +98,12 @@ def test_equal_reports_have_equal_pictures() -> None:
     assert network_picture(networked()) == network_picture(networked())
 
 
+def test_page_says_what_a_run_costs() -> None:
+    """FLOPs and bytes before and after stand in the part on folding, where the report knows them."""
+    assert "12.0 M → 11.9 M FLOPs · 3.4 MB → 2.1 MB read and written" in page_from_report(networked())
+    assert "FLOPs" not in page_from_report(builders.passing())
+
+
 def test_report_without_a_sketch_has_no_picture() -> None:
     """Reports of earlier releases are shown without it."""
     assert network_picture(builders.passing()) is None
