@@ -153,6 +153,7 @@ class TensorrtConfig(Section):
         batch_invariant: a row's result does not depend on the batch that it is in.
         hardware_compatibility: GPUs beside this one that the engine runs on; it is slower for it.
         refittable: the engine takes new weights later; it is slower, and no claim of latency is made with it.
+        stripped: the plan leaves without its weights, which ``build-trt --refit`` puts in; it is refittable too.
         cache: folder of timing caches and engines; none means the user's cache folder.
         cache_mib: room for engines in it; 0 keeps none.
     """
@@ -170,6 +171,7 @@ class TensorrtConfig(Section):
     batch_invariant: bool = False
     hardware_compatibility: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
     refittable: bool = False
+    stripped: bool = False
     cache: Path | None = None
     cache_mib: int = setting(default=8192, ge=0)
 

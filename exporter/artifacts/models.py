@@ -54,3 +54,5 @@ class Plan:
     provenance: Provenance
     refittable: bool = False
     """It takes new weights, and is slower for it: no claim of latency is made with it."""
+    stripped: bool = False
+    """It has no weights: nothing runs it until it has been refitted."""

@@ -25,6 +25,7 @@ __all__ = ["command"]
 @click.option("--workspace-mib", type=int, help="Workspace memory of the builder; default: 1024.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="Effort of the builder; default: 3.")
 @click.option("--refittable/--no-refittable", default=None, help="Let the engine take new weights later; slower, and never raced. Default: no.")
+@click.option("--stripped/--no-stripped", default=None, help="Leave the weights out of the plan, for --refit to put in; default: no.")
 @click.option(
     "--refit", "refitted", metavar="PLAN", type=click.Path(path_type=Path), help="Give PLAN the weights of a checkpoint, then check its parity."
 )
@@ -42,6 +43,7 @@ def command(
     workspace_mib: int | None,
     optimization_level: int | None,
     refittable: bool | None,
+    stripped: bool | None,
     refitted: Path | None,
     python: str | None,
     output: Path | None,
@@ -65,6 +67,7 @@ def command(
         "workspace_mib": workspace_mib,
         "optimization_level": optimization_level,
         "refittable": refittable,
+        "stripped": stripped,
         "python": python,
         "required": True,
     }

@@ -21,7 +21,7 @@ from exporter.trt_worker import Reply, Worker
 __all__ = ["build_engine", "plan_key"]
 
 _PROBE_LIMIT_S = 120.0
-_BUILDER_FLAGS = ("strict_nans", "batch_invariant", "hardware_compatibility", "refittable")
+_BUILDER_FLAGS = ("strict_nans", "batch_invariant", "hardware_compatibility", "refittable", "stripped")
 _CONTENT_SETTINGS = ("precision", "tf32", "workspace_mib", "optimization_level", "timing_iterations", *_BUILDER_FLAGS)
 """The settings that decide what a plan is; the others decide how it is made."""
 

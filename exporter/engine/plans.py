@@ -53,8 +53,9 @@ def plan_content(
         "profiles": [to_json(profile.shapes) for profile in profiles],
         "build_seconds": facts["build_seconds"],
         "disabled_tactic_sources": facts["disabled_tactic_sources"],
-        "refittable": config.refittable,
-        "structure": structure_digest(model) if config.refittable else "",
+        "refittable": config.refittable or config.stripped,
+        "stripped": config.stripped,
+        "structure": structure_digest(model) if config.refittable or config.stripped else "",
         "timing_cache": facts["timing_cache"],
         "warnings": facts["warnings"],
         "provenance": to_json(provenance),
@@ -76,6 +77,7 @@ def plan_from_content(path: Path, digest: Digest, content: Mapping[str, Any]) ->
         profiles=tuple(Profile({name: _three(shapes) for name, shapes in item.items()}) for item in content["profiles"]),
         build_seconds=float(content["build_seconds"]),
         refittable=bool(content.get("refittable")),
+        stripped=bool(content.get("stripped")),
         provenance=Provenance(**content["provenance"]),
     )
 

@@ -75,6 +75,8 @@ def refit_engine(
         "gpu": told["device"]["name"],
         "engine_tensors": told["tensors"],
         "realised_precision": told["precision_shares"],
+        "refittable": told["refittable"],
+        "stripped": False,
         "warnings": told["warnings"],
         "provenance": to_json(provenance),
     }

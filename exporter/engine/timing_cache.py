@@ -23,7 +23,7 @@ from exporter.records import read_record, write_record
 __all__ = ["TimingCache", "held_timing_cache", "timing_key"]
 
 _POLL_S = 0.1
-_FLAGS = ("precision", "tf32", "strict_nans", "batch_invariant", "hardware_compatibility", "refittable")
+_FLAGS = ("precision", "tf32", "strict_nans", "batch_invariant", "hardware_compatibility", "refittable", "stripped")
 _WAITING = "waiting for another build"
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from exporter import __version__
 from exporter.artifacts import OnnxModel, Plan, Profile, TensorSpec
-from exporter.errors import ConfigError, ModelNotSupported
+from exporter.errors import ArtifactError, ConfigError, ModelNotSupported
 from exporter.packaging.pbtxt import Word
 from exporter.records import verify_record
 
@@ -73,9 +73,12 @@ def describe(artefact: Plan | OnnxModel, name: str, serving: Serving) -> Describ
     Raises:
         ModelNotSupported: Triton has no name for the dtype of a tensor (E532).
         ConfigError: ``serving`` asks for what the artefact cannot do (E533).
-        ArtifactError: the plan's sidecar is missing or not ours (E721 to E723).
+        ArtifactError: the plan has no weights (E547), or its sidecar is missing or not ours (E721 to E723).
     """
     is_plan = isinstance(artefact, Plan)
+    if isinstance(artefact, Plan) and artefact.stripped:
+        help_text = "put a checkpoint's in: exporter build-trt --refit PLAN CKPT -o NEW"
+        raise ArtifactError("E547", "this plan was built without its weights", facts={"file": artefact.path}, help=help_text)
     inputs, outputs = _engine_specs(artefact) if isinstance(artefact, Plan) else (artefact.inputs, artefact.outputs)
     profiles = artefact.profiles if isinstance(artefact, Plan) else ()
     batched = _has_batch_axis((*inputs, *outputs))

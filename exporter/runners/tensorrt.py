@@ -61,9 +61,13 @@ class TensorrtRunner:
 
         Raises:
             ArtifactError: the plan or its sidecar is missing, altered or not ours (E721 to E723), is not the plan that this runner was made for
-                (E723), or TensorRT does not accept it (E521).
+                (E723), it has no weights (E547), or TensorRT does not accept it (E521).
             EnvironmentLacking: E851 to E858.
         """
+        if self._plan.stripped:
+            facts = {"file": self._plan.path, "expected": "a plan with weights"}
+            help_text = "put a checkpoint's in: exporter build-trt --refit PLAN CKPT -o NEW"
+            raise ArtifactError("E547", "this plan was built without its weights", facts=facts, help=help_text)
         verify_record(self._plan.path)
         found = digest_of_file(self._plan.path)
         if found.hex != self._plan.digest.hex:

@@ -144,6 +144,7 @@ def test_options_are_frozen() -> None:
             "--python",
             "--refit",
             "--refittable",
+            "--stripped",
             "--tf32",
             "--workspace-mib",
         ],

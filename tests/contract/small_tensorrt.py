@@ -92,7 +92,9 @@ class Builder:
             self.world.say(self.logger, "Could not find any implementation for node head")
             return None
         profiles = profiles_or_one(settings)
-        facts = {"profiles": profiles, "weights": self.world.weights, "refittable": "BuilderFlag.REFIT" in self.world.record["flags"]}
+        flags = self.world.record["flags"]
+        weights = None if {"BuilderFlag.STRIP_PLAN", "BuilderFlag.WEIGHTLESS"} & set(flags) else self.world.weights
+        facts = {"profiles": profiles, "weights": weights, "refittable": "BuilderFlag.REFIT" in flags}
         return bytearray(json.dumps({**facts, **self.world.scenario.get("engine", {})}).encode())
 
     def tell_progress(self, monitor) -> bool:
@@ -252,8 +254,15 @@ class Engine:
         self.num_io_tensors = len(self.tensors)
         self.num_optimization_profiles = len(self.profiles)
 
-    def serialize(self):
-        return None if self.world.scenario.get("not_serialized") else bytearray(json.dumps(self.plan).encode())
+    def create_serialization_config(self):
+        return self.world.make("ISerializationConfig", SerializationConfig())
+
+    def serialize_with_config(self, config):
+        flags = inside(config).flags_set
+        plan = {**self.plan, "weights": None if "EXCLUDE_WEIGHTS" in flags else self.plan["weights"]}
+        if hasattr(self.world.trt.SerializationFlag, "INCLUDE_REFIT"):
+            plan["refittable"] = self.refittable and "INCLUDE_REFIT" in flags
+        return None if self.world.scenario.get("not_serialized") else bytearray(json.dumps(plan).encode())
 
     def of(self, name):
         return next(tensor for tensor in self.tensors if tensor[0] == name)
@@ -281,6 +290,19 @@ class Engine:
 
     def create_engine_inspector(self):
         return self.world.make("EngineInspector", Inspector(self.world))
+
+
+class SerializationConfig:
+    def __init__(self) -> None:
+        self.flags_set = {"EXCLUDE_WEIGHTS"}  # as of an engine from a plan without weights
+
+    def clear_flag(self, flag):
+        self.flags_set.discard(flag.name)
+        return True
+
+    def set_flag(self, flag):
+        self.flags_set.add(flag.name)
+        return True
 
 
 class Refitter:

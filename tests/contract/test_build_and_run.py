@@ -131,11 +131,12 @@ def test_refit_is_a_flag(release, start, request_arguments):
     ("wish", "first", "name"),
     [
         ({"strict_nans": True}, (10, 6), "BuilderFlag.STRICT_NANS"),
+        ({"stripped": True}, (10, 0), "BuilderFlag.REFIT"),
         ({"batch_invariant": True}, (10, 12), "BuilderFlag.DISTRIBUTIVE_INDEPENDENCE"),
         ({"hardware_compatibility": "ampere_plus"}, (8, 6), "HardwareCompatibilityLevel.AMPERE_PLUS"),
         ({"hardware_compatibility": "same_compute_capability"}, (10, 9), "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY"),
     ],
-    ids=["strict nans", "batch invariant", "ampere", "same compute capability"],
+    ids=["strict nans", "stripped", "batch invariant", "ampere", "same compute capability"],
 )
 def test_a_wish_is_fulfilled_or_refused(release, start, request_arguments, wish, first, name):
     """What a release has is set; what it does not have is refused with the release that has it, never left out in silence."""
@@ -244,7 +245,7 @@ def test_refit(release, start, refit):
     assert before["weights"] != after["weights"]
     assert {**before, "weights": 0} == {**after, "weights": 0}
     assert reply.value["sha256"] == hashlib.sha256(reply.buffers[0]).hexdigest()
-    assert reply.value["precision_shares"] == {"fp32": 1.0}
+    assert (reply.value["precision_shares"], reply.value["refittable"]) == ({"fp32": 1.0}, True)
 
 
 @pytest.mark.parametrize(

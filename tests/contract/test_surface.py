@@ -21,6 +21,10 @@ USED_ONLY_WITH = {
     "trt.IProgressMonitor.__init__": "progress monitor",
     "trt.OnnxParserRefitter": "parser refitter",
     "trt.BuilderFlag.STRICT_NANS": "strict nans",
+    "trt.BuilderFlag.STRIP_PLAN": "stripped plans",
+    "trt.SerializationFlag": "parser refitter",
+    "trt.SerializationFlag.EXCLUDE_WEIGHTS": "parser refitter",
+    "trt.SerializationFlag.INCLUDE_REFIT": "refit flag of a plan",
     "trt.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE": "batch invariance",
     "trt.HardwareCompatibilityLevel.AMPERE_PLUS": "hardware compatibility",
     "trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY": "same compute capability",
@@ -42,6 +46,8 @@ SHOWN_BY = {
     "strict nans": "trt.BuilderFlag.STRICT_NANS",
     "same compute capability": "trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY",
     "batch invariance": "trt.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE",
+    "stripped plans": "trt.BuilderFlag.STRIP_PLAN",
+    "refit flag of a plan": "trt.SerializationFlag.INCLUDE_REFIT",
 }
 KEPT_FOR_NOTHING = {"explicit batch", "tactic libraries"}
 """Still named by releases that make no use of them any more: up to 10.16."""

@@ -13,6 +13,8 @@ from exporter.engine import build_engine, parse_profiles, refit_engine
 from exporter.engine.structure import structure_digest
 from exporter.errors import ArtifactError, EngineBuildError
 from exporter.gates import candidates_of
+from exporter.packaging import Serving, write_repository
+from exporter.runners.tensorrt import TensorrtRunner
 
 
 @pytest.fixture
@@ -68,6 +70,22 @@ def test_refit(make_network, make_plan, config, tmp_path):
     assert new.provenance.settings == old.provenance.settings
     again = refit_engine(new, make_network(weight=3.0), tmp_path / "out" / "newer.plan", config)
     assert again.provenance.made_from["plan"] == str(new.digest)
+
+
+def test_a_stripped_plan(make_network, make_plan, config, tmp_path):
+    """A plan without weights runs nowhere and is packaged for nobody until a refit has put some in; then it is a plan like any other."""
+    old = make_plan(make_network(), refittable=False, stripped=True)
+    assert json.loads(old.path.read_bytes())["weights"] is None
+    with pytest.raises(ArtifactError, match="without its weights") as caught, TensorrtRunner(old, config.replace(python="none")):
+        pass
+    assert caught.value.code == "E547"
+    with pytest.raises(ArtifactError, match="without its weights"):
+        write_repository(old, tmp_path / "models", "digits", Serving())
+    new = refit_engine(old, make_network(weight=2.0), tmp_path / "new.plan", config)
+    assert (new.stripped, new.refittable) == (False, True)
+    assert json.loads(new.path.read_bytes())["weights"] is not None
+    with TensorrtRunner(new, config) as runner:
+        assert runner.infer({"image": np.ones((2, 1, 8, 8), np.float32)})["logits"].shape == (2, 10)
 
 
 def test_another_network_is_refused(make_network, make_plan, config, tmp_path):

@@ -43,6 +43,7 @@ class BuildRequest:
         batch_invariant: a row's result does not depend on the batch that it is in.
         hardware_compatibility: GPUs beside this one that the plan runs on: ``none``, ``same_compute_capability``, ``ampere_plus``.
         refittable: the plan takes new weights later.
+        stripped: the plan leaves without its weights, to take them later.
         timing_cache: attach a timing cache, and hand it back.
         disable_tactic_libraries: switch tactics of cuBLAS and cuDNN off even where the libraries are there (before TensorRT 10).
     """
@@ -57,6 +58,7 @@ class BuildRequest:
     batch_invariant: bool = False
     hardware_compatibility: str = "none"
     refittable: bool = False
+    stripped: bool = False
     timing_cache: bool = False
     disable_tactic_libraries: bool = False
 

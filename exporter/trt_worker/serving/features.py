@@ -25,6 +25,8 @@ FEATURES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "strict nans": ((10, 6), _NEVER_REMOVED),
     "same compute capability": ((10, 9), _NEVER_REMOVED),
     "batch invariance": ((10, 12), _NEVER_REMOVED),
+    "stripped plans": ((10, 0), _NEVER_REMOVED),
+    "refit flag of a plan": ((10, 14), _NEVER_REMOVED),  # before, what is serialised stays refittable by itself
 }
 
 

@@ -57,24 +57,43 @@ def refit(trt: Any, call: Call, device: Device) -> Built:  # noqa: ANN401 - Tens
     if not refitter.refit_cuda_engine():
         raise _refused(onnx_path, "refit_cuda_engine returned False", messages)
     call.progress("refit", 1, 1)
-    memory = engine.serialize()
-    inspector = engine.create_engine_inspector()
-    if memory is None or inspector is None:
-        what = "serialize" if memory is None else "create_engine_inspector"
-        raise EngineBuildError("E522", "a call of TensorRT did not work", facts={"call": what, **messages.facts()})
-    new = memoryview(memory).cast("B")
+    new = _serialized(trt, engine, messages)
+    again = runtime.deserialize_cuda_engine(new)  # what is sent is what was looked at
+    inspector = None if again is None else again.create_engine_inspector()
+    if inspector is None:
+        what = "deserialize_cuda_engine" if again is None else "create_engine_inspector"
+        raise _call_failed(what, messages)
     shares = precision_shares(str(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
     check_precision(shares)
     facts = {
         "build_seconds": time.monotonic() - started,
         "device": device.to_json(),
         "precision_shares": shares,
+        "refittable": bool(again.refittable),
         "sha256": hashlib.sha256(new).hexdigest(),
         "tensorrt_version": str(trt.__version__),
         "tensors": describe_tensors(trt, engine),
         "warnings": messages.take(),
     }
     return Built(new, facts)
+
+
+def _serialized(trt: Any, engine: Any, messages: Messages) -> memoryview:  # noqa: ANN401 - TensorRT has no types
+    """Return the plan of an engine with its weights in it, though it came from a plan without them, and refittable again."""
+    config = engine.create_serialization_config()
+    if config is None:
+        raise _call_failed("create_serialization_config", messages)
+    worked = config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
+    if has(trt, "refit flag of a plan"):
+        worked = config.set_flag(trt.SerializationFlag.INCLUDE_REFIT) and worked
+    memory = engine.serialize_with_config(config) if worked else None
+    if memory is None:
+        raise _call_failed("serialize_with_config", messages)
+    return memoryview(memory).cast("B")
+
+
+def _call_failed(what: str, messages: Messages) -> EngineBuildError:
+    return EngineBuildError("E522", "a call of TensorRT did not work", facts={"call": what, **messages.facts()})
 
 
 def _not_refittable(path: str, found: str, expected: str) -> EngineBuildError:

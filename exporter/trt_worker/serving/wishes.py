@@ -33,6 +33,11 @@ class Wishes(Protocol):
         """Whether the plan takes new weights."""
         ...
 
+    @property
+    def stripped(self) -> bool:
+        """Whether the plan leaves without weights, to take them later."""
+        ...
+
 
 def set_wishes(trt: Any, config: Any, request: Wishes) -> None:  # noqa: ANN401 - TensorRT has no types
     """Set flags and levels.
@@ -40,8 +45,11 @@ def set_wishes(trt: Any, config: Any, request: Wishes) -> None:  # noqa: ANN401 
     Raises:
         EngineBuildError: this release does not have what is asked for (E546).
     """
-    if request.refittable:
+    if request.refittable or request.stripped:
         config.set_flag(trt.BuilderFlag.REFIT)
+    if request.stripped:
+        _require(trt, "stripped plans", "stripped")
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
     if request.strict_nans:
         _require(trt, "strict nans", "strict_nans")
         config.set_flag(trt.BuilderFlag.STRICT_NANS)
