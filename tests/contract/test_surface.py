@@ -26,6 +26,7 @@ USED_ONLY_WITH = {
     "trt.SerializationFlag.EXCLUDE_WEIGHTS": "parser refitter",
     "trt.SerializationFlag.INCLUDE_REFIT": "refit flag of a plan",
     "trt.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE": "batch invariance",
+    "trt.HardwareCompatibilityLevel": "hardware compatibility",
     "trt.HardwareCompatibilityLevel.AMPERE_PLUS": "hardware compatibility",
     "trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY": "same compute capability",
     "trt.TacticSource.CUBLAS": "tactic libraries",
