@@ -167,6 +167,12 @@ class Gates:
             return lambda: localise_onnx(self.workspace.graph, self.workspace.onnx, self._feeds())
         return None
 
+    def structure(self) -> tuple[Verdict, ...]:
+        """Judge the folded graph by what is left, what came in and what it costs."""
+        from exporter.graph import check_structure
+
+        return (check_structure(self.workspace.graph, self.config.fold),)
+
     # ---------------------------------------------------------------------------------------------------------------
     # latency
 

@@ -124,7 +124,8 @@ def command(
 
     from exporter.gates import Gates, candidates_of
 
-    verdicts = Gates(workspace).parity(candidates_of(graph, config))
+    gates = Gates(workspace)
+    verdicts = gates.parity(candidates_of(graph, config)) + gates.structure()
     screen.close()
     status = show_verdicts(screen, verdicts)
     screen.show(written)

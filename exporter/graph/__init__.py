@@ -16,6 +16,7 @@ the plan out on a copy. Every BatchNorm is either folded or refused with its rea
     replay/         that as a file, and applied again to new weights without torch
     folding.py      the stage: all of it
     folded_module.py  the same for users of torch: a module in, a module out
+    structure.py    what a folded graph has to be like beside the unfolded one
     storage.py      ``.pt2`` files with a keyed record
 """
 
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
     from exporter.graph.onnx.folding import fold_onnx
     from exporter.graph.precision import fold_error_in_float64, program_in_float64
     from exporter.graph.storage import load_graph, save_graph
+    from exporter.graph.structure import check_structure
     from exporter.graph.tracing import Traced, trace
 
 __all__ = [
     "FoldedModule",
     "Traced",
+    "check_structure",
     "fold",
     "fold_error_in_float64",
     "fold_module",
@@ -49,6 +52,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "check_structure": "exporter.graph.structure",
     "FoldedModule": "exporter.graph.folded_module",
     "Traced": "exporter.graph.tracing",
     "fold": "exporter.graph.folding",
