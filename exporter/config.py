@@ -128,10 +128,14 @@ class OnnxConfig(Section):
 
     Attributes:
         opset: 17 is what TensorRT 8 reads; it is made from opset 18, the oldest that torch's exporter writes.
+        precision: of the network, and of every engine that is built from it; inputs and outputs are float32 in any case.
+        float32: patterns (``fnmatch``) of module or node names that stay in float32, beside normalisations, softmax and sums.
     """
 
     opset: int = setting(default=20, ge=17, le=25)
     dynamic_batch: bool = True
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    float32: tuple[str, ...] = ()
 
 
 class OnnxruntimeConfig(Section):
@@ -148,7 +152,7 @@ class TensorrtConfig(Section):
         python: interpreter of the worker process; it needs numpy and tensorrt. Empty: this interpreter.
         profiles: ``name:min,opt,max`` with shapes as ``1x3x224x224``, several inputs joined with ``;``; empty means one profile
             for every batch from 1 to the largest that is checked, tuned for that one.
-        precision: of the whole network; ``tf32`` states whether float32 products may use TF32 on the tensor cores.
+        tf32: whether float32 products may use TF32 on the tensor cores. The precision is the ONNX model's: ``[onnx] precision``.
         strict_nans: NaN and infinity are not optimised away, as ``0 * x`` would be.
         batch_invariant: a row's result does not depend on the batch that it is in.
         hardware_compatibility: GPUs beside this one that the engine runs on; it is slower for it.
@@ -160,7 +164,6 @@ class TensorrtConfig(Section):
 
     required: bool = False
     python: str = ""
-    precision: Literal["fp32"] = "fp32"
     tf32: bool = False
     workspace_mib: int = setting(default=1024, ge=1)
     optimization_level: int = setting(default=3, ge=0, le=5)

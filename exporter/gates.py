@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from exporter.artifacts import Graph, OnnxModel, Outcome, Plan, Profile, TensorSpec, Verdict
 from exporter.config import Config
@@ -24,13 +24,17 @@ from exporter.workspace import Workspace
 if TYPE_CHECKING:
     from torch import nn
 
-Precision: TypeAlias = Literal["float64", "float32"]
+Precision: TypeAlias = Literal["float64", "float32", "float16", "bfloat16"]
 Device: TypeAlias = Literal["cpu", "cuda"]
 
 __all__ = ["Candidate", "Gates", "candidates_of", "named_candidates", "require_measured"]
 
 UNFUSED = "torch-unfused"
 _REFITTABLE = "a refittable engine is slower than the one that is delivered: build it without [tensorrt] refittable to race it"
+_CPU = "CPUExecutionProvider"
+_HALVES = {"float16", "bfloat16"}
+"""Precisions that ONNX Runtime does not compute in on the CPU: every value is rounded instead, and such a candidate does not race."""
+_EMULATED = "the CPU emulates half precision: race an engine, or CUDAExecutionProvider under [onnxruntime] providers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,8 @@ def candidates_of(artefact: Graph | OnnxModel | Plan, config: Config, *, name: s
     for provider in config.onnxruntime.providers:
         short = provider.removesuffix("ExecutionProvider").lower()
         own = (name or "onnx") + ("" if short == "cpu" else f"-{short}")
-        found.append(Candidate(own, _opener(artefact, config, own, provider)))
+        is_emulated = provider == _CPU and artefact.precision in _HALVES
+        found.append(Candidate(own, _opener(artefact, config, own, provider), not_raced=_EMULATED if is_emulated else ""))
     return tuple(found)
 
 
@@ -79,18 +84,20 @@ class Gates:
 
         feeds = self._feeds(tuple(profile for candidate in candidates for profile in candidate.profiles))
         reference = self._reference(feeds)
-        own = self._own_error(reference)
+        own: dict[str, OwnError] = {}
         verdicts = []
         predecessor = None
         for index, candidate in enumerate(candidates):
             self._tell("parity", index, len(candidates))
             with candidate.open() as runner:
                 taken = _taken(reference, candidate)
+                if runner.precision not in own:
+                    own[runner.precision] = self._own_error(reference, precision_of(runner))
                 outputs = collect_outputs(runner, taken.feeds)
                 verdicts.append(
                     compare(
                         taken,
-                        own,
+                        own[runner.precision],
                         runner,
                         self.config.parity,
                         predecessor=predecessor,
@@ -150,10 +157,10 @@ class Gates:
         save_reference(reference, path, key=key)
         return reference
 
-    def _own_error(self, reference: Reference) -> OwnError:
+    def _own_error(self, reference: Reference, precision: Precision) -> OwnError:
         from exporter.verify import measure_own_error
 
-        with self._unfused("float32") as runner:
+        with self._unfused(precision) as runner:
             return measure_own_error(reference, runner)
 
     def _localiser(self, candidate: Candidate) -> Callable[[], str] | None:
@@ -187,7 +194,7 @@ class Gates:
             if candidate.not_raced:
                 verdicts.append(Verdict("latency", candidate.name, Outcome.NOT_RUN, candidate.not_raced, required=False))
                 continue
-            with candidate.open() as runner, self._unfused("float32", device=_device_of(runner)) as reference:
+            with candidate.open() as runner, self._unfused(precision_of(runner), device=_device_of(runner)) as reference:
                 verdicts.append(race(reference, runner, feed, self.config.latency, progress=self._race_progress(candidate.name)))
         return tuple(verdicts)
 
@@ -264,6 +271,11 @@ def _taken(reference: Reference, candidate: Candidate) -> Reference:
     return dataclasses.replace(reference, feeds=feeds, remarks=remarks)
 
 
+def precision_of(runner: Runner) -> Precision:
+    """Return the precision in which the runner's own error is measured, and in which its contestant runs."""
+    return next((name for name in get_args(Precision) if name == runner.precision), "float32")
+
+
 def _device_of(runner: Runner) -> Device:
     return "cuda" if runner.device == "cuda" else "cpu"
 
@@ -278,8 +290,10 @@ def _torch_runner(graph: Graph, config: Config, name: str) -> Runner:
 
 def _opener(model: OnnxModel, config: Config, name: str, provider: str) -> Callable[[], Runner]:
     def open_onnx_runner() -> Runner:
-        from exporter.runners import OnnxruntimeRunner
+        from exporter.runners import OnnxruntimeRunner, RoundedOnnxRunner
 
+        if provider == _CPU and model.precision in _HALVES:
+            return RoundedOnnxRunner(model, name=name, threads=config.latency.threads)
         runner: Runner = OnnxruntimeRunner(model, name=name, provider=provider, threads=config.latency.threads)
         return runner
 

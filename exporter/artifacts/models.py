@@ -14,7 +14,11 @@ __all__ = ["OnnxModel", "Plan", "Profile"]
 
 @dataclass(frozen=True, slots=True)
 class OnnxModel:
-    """An ONNX file that passed the full checker."""
+    """An ONNX file that passed the full checker.
+
+    Attributes:
+        precision: ``float32``, ``float16``, ``bfloat16`` or ``float64``: what the file declares, else what most of its weights have.
+    """
 
     path: Path
     digest: Digest
@@ -26,6 +30,7 @@ class OnnxModel:
     num_batch_norms: int
     metadata: Mapping[str, str]
     provenance: Provenance
+    precision: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)

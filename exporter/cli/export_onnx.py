@@ -29,6 +29,10 @@ __all__ = ["command"]
 @input_option
 @fold_level_option
 @click.option("--opset", type=int, help="Operator-set version, 17 to 25; default: 20. 17 is what TensorRT 8 reads.")
+@click.option(
+    "--precision", type=click.Choice(["float32", "float16", "bfloat16"]), help="Of the network; inputs and outputs are float32. Default: float32."
+)
+@click.option("--float32", "float32", multiple=True, metavar="PATTERN", help="Modules or nodes that stay in float32; several allowed.")
 @click.option("--static-batch", is_flag=True, help="Fix the batch at 1.")
 @output_option("CKPT's stem + .onnx, beside the other artefacts")
 @weights_options
@@ -44,6 +48,8 @@ def command(
     fold_level: str | None,
     fold_input: tuple[str, ...],
     opset: int | None,
+    precision: str | None,
+    float32: tuple[str, ...],
     static_batch: bool,
     output: Path | None,
     inputs: tuple[str, ...],
@@ -67,13 +73,15 @@ def command(
         inputs=inputs,
         weights=dict(weights),
         fold={"level": fold_level, "input": list(fold_input) or None},
-        onnx={"opset": opset, "dynamic_batch": False if static_batch else None},
+        onnx={"opset": opset, "dynamic_batch": False if static_batch else None, "precision": precision, "float32": list(float32) or None},
     )
     onnx = workspace_of(config, screen, onnx=output).onnx
     screen.close()
     size = size_text(onnx.path.stat().st_size)
     graph = f"{onnx.num_nodes} nodes, {onnx.num_batch_norms} BatchNormalization"
     lines = [f"onnx → {onnx.path}   opset {onnx.opset}   IR {onnx.ir_version}   {graph}   {size}"]
+    if onnx.precision != "float32":
+        lines.append(f"       operators: {onnx.metadata['exporter.precision_shares']}")
     lines += [f"       input   {spec_text(spec)}" for spec in onnx.inputs]
     lines += [f"       output  {spec_text(spec)}" for spec in onnx.outputs]
     screen.show(lines)

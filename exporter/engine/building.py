@@ -20,9 +20,11 @@ from exporter.trt_worker import Reply, Worker
 
 __all__ = ["build_engine", "plan_key"]
 
+SHORT_NAMES = {"float64": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+"""Precision of a model -> that of its engine; TensorRT has no float64."""
 _PROBE_LIMIT_S = 120.0
 _BUILDER_FLAGS = ("strict_nans", "batch_invariant", "hardware_compatibility", "refittable", "stripped")
-_CONTENT_SETTINGS = ("precision", "tf32", "workspace_mib", "optimization_level", "timing_iterations", *_BUILDER_FLAGS)
+_CONTENT_SETTINGS = ("tf32", "workspace_mib", "optimization_level", "timing_iterations", *_BUILDER_FLAGS)
 """The settings that decide what a plan is; the others decide how it is made."""
 
 
@@ -73,6 +75,7 @@ def build_engine(
         raise ArtifactError("E526", "the ONNX file is not the one that was exported", facts=facts, help="export it again: exporter export-onnx")
     arguments = {
         "onnx_path": str(model.path.absolute()),
+        "precision": SHORT_NAMES[model.precision],
         "profiles": _profiles_json(profiles),
         "tf32": config.tf32,
         "workspace_bytes": config.workspace_mib << 20,
@@ -95,7 +98,7 @@ def build_engine(
         },
         lineage=dict(model.provenance.lineage),
     )  # fmt: skip
-    content = plan_content(model, config, profiles, provenance, reply.value)
+    content = plan_content(model, SHORT_NAMES[model.precision], config, profiles, provenance, reply.value)
     with atomic_write(path) as file:
         file.write(reply.buffers[0])
     digest = write_record(path, key=key, content=content)
@@ -113,7 +116,7 @@ def _request(
     if cache is None:
         return worker.request("build", arguments, limit_s=config.timeout_s, progress=progress)
     found = worker.request("probe", limit_s=_PROBE_LIMIT_S).value
-    key = timing_key(found["tensorrt_version"], found["device"] or {}, config)
+    key = timing_key(found["tensorrt_version"], found["device"] or {}, config, precision=arguments["precision"])
     with held_timing_cache(cache, key, limit_s=config.timeout_s, progress=progress) as timing:
         reply = worker.request("build", {**arguments, "timing_cache": True}, (timing.content,), limit_s=config.timeout_s, progress=progress)
         if len(reply.buffers) > 1:

@@ -27,12 +27,13 @@ def load_plan(path: Path, *, key: str | None = None) -> Plan | None:
 
 
 def plan_content(
-    model: OnnxModel, config: TensorrtConfig, profiles: tuple[Profile, ...], provenance: Provenance, facts: Mapping[str, Any]
+    model: OnnxModel, precision: str, config: TensorrtConfig, profiles: tuple[Profile, ...], provenance: Provenance, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what the sidecar says.
 
     Args:
         model: what the plan was built from; its inputs and outputs are the plan's.
+        precision: that was asked for: ``fp32``, ``fp16`` or ``bf16``.
         config: settings of the build.
         profiles: as given to the builder.
         provenance: of the plan.
@@ -40,7 +41,7 @@ def plan_content(
     """
     return {
         "kind": "plan",
-        "precision": config.precision,
+        "precision": precision,
         "tf32": config.tf32,
         "strongly_typed": facts["strongly_typed"],
         "realised_precision": facts["precision_shares"],

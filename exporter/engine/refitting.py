@@ -55,7 +55,7 @@ def refit_engine(
     if found != content["structure"]:
         facts = {"file": model.path, "found": f"structure {found[:16]}", "expected": f"structure {content['structure'][:16]}", "plan": plan.path}
         raise EngineBuildError("E543", "the new model is not the network that the engine was built from", facts=facts, help=_REBUILD)
-    arguments = {"path": str(plan.path.absolute()), "sha256": plan.digest.hex, "onnx_path": str(model.path.absolute())}
+    arguments = {"path": str(plan.path.absolute()), "sha256": plan.digest.hex, "onnx_path": str(model.path.absolute()), "precision": plan.precision}
     with Worker(config.python) as worker:
         reply = worker.request("refit", arguments, limit_s=config.timeout_s, progress=progress)
         python_version = worker.python_version

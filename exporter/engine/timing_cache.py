@@ -23,7 +23,7 @@ from exporter.records import read_record, write_record
 __all__ = ["TimingCache", "held_timing_cache", "timing_key"]
 
 _POLL_S = 0.1
-_FLAGS = ("precision", "tf32", "strict_nans", "batch_invariant", "hardware_compatibility", "refittable", "stripped")
+_FLAGS = ("tf32", "strict_nans", "batch_invariant", "hardware_compatibility", "refittable", "stripped")
 _WAITING = "waiting for another build"
 
 
@@ -41,12 +41,12 @@ class TimingCache:
         write_record(self.path, key=self.key, content={"kind": "timing cache"})
 
 
-def timing_key(tensorrt_version: str, device: Mapping[str, Any], config: TensorrtConfig) -> str:
+def timing_key(tensorrt_version: str, device: Mapping[str, Any], config: TensorrtConfig, *, precision: str) -> str:
     """Return what a timing cache belongs to: the version, the device with its clocks, the driver, and the flags that TensorRT ties it to."""
     return digest_of_settings({
         "tensorrt": tensorrt_version,
         "device": dict(device),
-        "flags": {name: getattr(config, name) for name in _FLAGS},
+        "flags": {"precision": precision, **{name: getattr(config, name) for name in _FLAGS}},
     }).hex  # fmt: skip
 
 

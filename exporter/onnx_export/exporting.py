@@ -16,6 +16,7 @@ from pathlib import Path
 
 import onnx_ir
 import torch
+from onnx_ir.passes import common
 from torch._ops import OpOverload
 
 from exporter.artifacts import Graph, OnnxModel, Provenance
@@ -25,6 +26,7 @@ from exporter.factories import installed_version
 from exporter.onnx_export.checking import check_against_graph
 from exporter.onnx_export.keys import LIBRARIES
 from exporter.onnx_export.lowering.converting import lower_onnx
+from exporter.onnx_export.precision import halve_, precision_shares, shares_text
 from exporter.onnx_export.removing import remove_onnx
 from exporter.onnx_export.shapes import fix_batch_, name_axes_
 from exporter.onnx_export.tidying import tidy_
@@ -60,7 +62,8 @@ def export_onnx(
 
     Raises:
         ExportError: the program has a BatchNorm in training mode (E401), an operator has no ONNX form (E402) or none in opset 17
-            (E451, E452), or the model does not pass ONNX's checker and strict shape inference (E403). Nothing was written.
+            (E451, E452), the opset lacks the precision (E455), a pattern of what stays in float32 matches nothing (E456), or the
+            model does not pass ONNX's checker and strict shape inference (E403). Nothing was written.
         InternalError: the model has a BatchNorm that the plan folded, or other inputs and outputs (E491).
         ArtifactError: the file could not be written (E711).
     """
@@ -72,8 +75,13 @@ def export_onnx(
     if not config.dynamic_batch:
         fix_batch_(model)
     tidy_(model, inputs=[spec.name for spec in graph.inputs], outputs=[spec.name for spec in graph.outputs])
-    provenance = _provenance(graph, config)
-    _label_(model, graph, provenance)
+    if config.precision != "float32":
+        islands = halve_(model, config.precision, config.float32)
+        common.RemoveUnusedNodesPass()(model)
+    else:
+        islands = {}
+    provenance = _provenance(graph, config, shares_text(precision_shares(model)))
+    _label_(model, graph, provenance, islands)
     check_against_graph(model, graph, opset=config.opset)
     return write_onnx(model, path, provenance, key=key)
 
@@ -84,7 +92,7 @@ def _export_lowered(
     between = path.with_name(f".{path.stem}.opset{OLDEST_OPSET}.onnx")
     try:
         newer = export_onnx(graph, between, config.replace(opset=OLDEST_OPSET), key=key)
-        return lower_onnx(newer, path, key=key, provenance=_provenance(graph, config), check=check)
+        return lower_onnx(newer, path, key=key, provenance=_provenance(graph, config, newer.provenance.lineage["precision_shares"]), check=check)
     finally:
         remove_onnx(between)
 
@@ -145,16 +153,16 @@ def _exported(graph: Graph, config: OnnxConfig) -> onnx_ir.Model:
     return program.model
 
 
-def _provenance(graph: Graph, config: OnnxConfig) -> Provenance:
+def _provenance(graph: Graph, config: OnnxConfig, shares: str) -> Provenance:
     versions = {**graph.provenance.versions, **{name: installed_version(name) for name in LIBRARIES}}
-    lineage = {**graph.provenance.lineage, "opset": str(config.opset)}
+    lineage = {**graph.provenance.lineage, "opset": str(config.opset), "precision": config.precision, "precision_shares": shares}
     made_from = {"graph": str(graph.digest)} if graph.digest is not None else dict(graph.provenance.made_from)
     return dataclasses.replace(
         graph.provenance, stage="onnx_export", made_from=made_from, settings=config.to_json(), versions=versions, lineage=lineage
     )
 
 
-def _label_(model: onnx_ir.Model, graph: Graph, provenance: Provenance) -> None:
+def _label_(model: onnx_ir.Model, graph: Graph, provenance: Provenance, islands: Mapping[str, str]) -> None:
     """Write the lineage into the file: every key begins with ``exporter.``."""
     model.producer_name, model.producer_version = "exporter", provenance.versions["exporter"]
     model.graph.name = "main"
@@ -163,6 +171,8 @@ def _label_(model: onnx_ir.Model, graph: Graph, provenance: Provenance) -> None:
     facts |= {f"exporter.made_from.{name}": text for name, text in graph.provenance.made_from.items()}
     facts["exporter.folds"] = json.dumps({fold.batch_norm: fold.producer for fold in graph.folded}, sort_keys=True)
     facts["exporter.refusals"] = json.dumps({refusal.batch_norm: refusal.reason.name for refusal in graph.refusals}, sort_keys=True)
+    if islands:
+        facts["exporter.float32"] = json.dumps(islands, sort_keys=True)
     model.metadata_props.clear()
     model.metadata_props.update(dict(sorted(facts.items())))
 

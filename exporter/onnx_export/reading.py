@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,12 @@ __all__ = ["OnnxFile", "describe", "open_onnx", "parse", "read_onnx"]
 
 _LARGEST_BYTES = 2**31 - 1
 _PREFIX = "exporter."
+_FLOATING = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.DOUBLE: "float64",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,7 +115,20 @@ def describe(model: onnx.ModelProto, path: Path, digest: Digest, provenance: Pro
         num_batch_norms=count_batch_norms(model),
         metadata={entry.key: entry.value for entry in model.metadata_props},
         provenance=provenance,
+        precision=_precision_of(model),
     )
+
+
+def _precision_of(model: onnx.ModelProto) -> str:
+    """Return the declared precision, else the floating dtype that most weights have."""
+    declared = next((entry.value for entry in model.metadata_props if entry.key == f"{_PREFIX}precision"), "")
+    if declared in _FLOATING.values():
+        return declared
+    counts: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        if tensor.data_type in _FLOATING:
+            counts[_FLOATING[tensor.data_type]] += math.prod(tensor.dims)
+    return counts.most_common(1)[0][0] if counts else "float32"
 
 
 def _specs(values: Iterable[onnx.ValueInfoProto], path: Path) -> tuple[TensorSpec, ...]:

@@ -199,10 +199,10 @@ def _headline(group: list[Verdict]) -> tuple[str, tuple[str, ...]]:
         members = [verdict.evidence for verdict in group if isinstance(verdict.evidence, ParityEvidence)]
         outputs = [output for output in map(phrases.worst_output, members) if output]
         errors = ", ".join(units.error(output.relative_l2) for output in outputs)
-        allowed = min((output.allowed for output in outputs), default=math.nan)
+        allowed = ", ".join(dict.fromkeys(units.error(output.allowed) for output in outputs)) or units.error(math.nan)
         fed = f"{units.plural(evidence.num_samples, 'sample')} in {units.plural(len(evidence.feeds), 'feed')}"
         remarks = dict.fromkeys(remark for member in members for remark in member.remarks if remark.startswith(_WEIGHTY_REMARK))
-        return f"{subjects}   rel L2 {errors} (allowed {units.error(allowed)})   {fed}", tuple(remarks)
+        return f"{subjects}   rel L2 {errors} (allowed {allowed})   {fed}", tuple(remarks)
     lines = _parity_lines("", first, evidence)
     return f"{first.subject}: {lines[0].strip()}", tuple(line.strip() for line in lines[1:])
 

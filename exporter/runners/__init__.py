@@ -1,4 +1,4 @@
-"""Run one artefact behind one protocol: torch, ONNX Runtime, ONNX in float64, TensorRT.
+"""Run one artefact behind one protocol: torch, ONNX Runtime, ONNX in float64, ONNX with every value rounded, TensorRT.
 
 A runner is used in ``with``: entering loads the artefact, leaving frees what it held. The protocol is in
 ``exporter.runners.base``; each runtime is imported only when its runner is asked for.
@@ -12,13 +12,20 @@ from exporter.runners.base import Array, Feed, PreparedCall, Runner
 
 if TYPE_CHECKING:
     from exporter.runners.onnx_float64 import OnnxFloat64Runner
+    from exporter.runners.onnx_rounded import RoundedOnnxRunner
     from exporter.runners.onnxruntime import OnnxruntimeRunner
     from exporter.runners.tensorrt import TensorrtRunner
     from exporter.runners.torch import TorchRunner
 
-__all__ = ["Array", "Feed", "OnnxFloat64Runner", "OnnxruntimeRunner", "PreparedCall", "Runner", "TensorrtRunner", "TorchRunner"]
+__all__ = ["Array", "Feed", "OnnxFloat64Runner", "OnnxruntimeRunner", "PreparedCall", "RoundedOnnxRunner", "Runner", "TensorrtRunner", "TorchRunner"]
 
-_LAZY = {"OnnxFloat64Runner": "onnx_float64", "TorchRunner": "torch", "OnnxruntimeRunner": "onnxruntime", "TensorrtRunner": "tensorrt"}
+_LAZY = {
+    "OnnxFloat64Runner": "onnx_float64",
+    "OnnxruntimeRunner": "onnxruntime",
+    "RoundedOnnxRunner": "onnx_rounded",
+    "TensorrtRunner": "tensorrt",
+    "TorchRunner": "torch",
+}
 
 
 def __getattr__(name: str) -> object:

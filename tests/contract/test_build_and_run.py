@@ -152,6 +152,23 @@ def test_a_wish_is_fulfilled_or_refused(release, start, request_arguments, wish,
     assert caught.value.facts["expected"] == f"TensorRT {first[0]}.{first[1]} or newer"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_precision_is_asked_for_and_read_back(release, start, request_arguments, precision):
+    """Before TensorRT 10 float16 is a flag of the builder, from then on it is in the network alone; the layers have to have it either way."""
+    with start(layer_dtype=precision.upper()) as worker:
+        facts = worker.request("build", {**request_arguments, "precision": precision}, limit_s=60).value
+        flags = worker.request("record", limit_s=60).value["flags"]
+    assert facts["precision_shares"] == {precision: 1.0}
+    assert flags.get("BuilderFlag.FP16") == (True if precision == "fp16" and major(release) < 10 else None)
+
+
+def test_an_engine_without_the_precision_that_was_asked_for_is_refused(release, start, request_arguments):
+    """Where float16 was asked for and every layer computes in float32, nothing is written."""
+    with start() as worker, pytest.raises(EngineBuildError, match=r"fp32 100\.0%") as caught:
+        worker.request("build", {**request_arguments, "precision": "fp16"}, limit_s=60)
+    assert (caught.value.code, caught.value.facts["expected"]) == ("E507", "fp16")
+
+
 @pytest.mark.parametrize("on_request", [True, False], ids=["on request", "libraries missing"])
 def test_tactics_of_missing_libraries_are_switched_off(release, start, request_arguments, on_request):
     """Before TensorRT 10, tactics of cuBLAS and cuDNN are left out on request, or where the libraries are not there; the answer says so."""
@@ -226,7 +243,9 @@ def refit(request_arguments, tmp_path):
         path, onnx = tmp_path / "old.plan", tmp_path / "new.onnx"
         path.write_bytes(plan)
         onnx.write_bytes(b"other weights")
-        return plan, worker.request("refit", {"path": str(path), "sha256": hashlib.sha256(plan).hexdigest(), "onnx_path": str(onnx)}, limit_s=60)
+        return plan, worker.request(
+            "refit", {"path": str(path), "sha256": hashlib.sha256(plan).hexdigest(), "onnx_path": str(onnx), "precision": "fp32"}, limit_s=60
+        )
 
     return ask
 

@@ -17,6 +17,7 @@ USED_ONLY_WITH = {
     # name -> the feature whose presence the code asks for before it uses the name
     "trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH": "explicit batch",
     "trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED": "strongly typed",
+    "trt.BuilderFlag.FP16": "precision flags",
     "trt.IProgressMonitor": "progress monitor",
     "trt.IProgressMonitor.__init__": "progress monitor",
     "trt.OnnxParserRefitter": "parser refitter",
@@ -38,6 +39,7 @@ SHOWN_BY = {
     # feature -> a name that is there exactly where the feature is
     "explicit batch": "trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH",
     "tactic libraries": "trt.TacticSource.CUBLAS",
+    "precision flags": "trt.BuilderFlag.FP16",
     "optimization level": "trt.IBuilderConfig.builder_optimization_level",
     "strongly typed": "trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED",
     "progress monitor": "trt.IProgressMonitor",
@@ -50,7 +52,7 @@ SHOWN_BY = {
     "stripped plans": "trt.BuilderFlag.STRIP_PLAN",
     "refit flag of a plan": "trt.SerializationFlag.INCLUDE_REFIT",
 }
-KEPT_FOR_NOTHING = {"explicit batch", "tactic libraries"}
+KEPT_FOR_NOTHING = {"explicit batch", "precision flags", "tactic libraries"}
 """Still named by releases that make no use of them any more: up to 10.16."""
 
 

@@ -160,13 +160,14 @@ def test_a_timing_cache_belongs_to_device_version_and_flags():
     """Whatever TensorRT ties a timing cache to changes its key; the effort of the builder does not."""
     config = TensorrtConfig()
     keys = {
-        timing_key("11.4.0.106", DEVICE, config),
-        timing_key("11.3.0.99", DEVICE, config),
-        timing_key("11.4.0.106", DEVICE, config.replace(tf32=True)),
+        timing_key("11.4.0.106", DEVICE, config, precision="fp32"),
+        timing_key("11.3.0.99", DEVICE, config, precision="fp32"),
+        timing_key("11.4.0.106", DEVICE, config.replace(tf32=True), precision="fp32"),
+        timing_key("11.4.0.106", DEVICE, config, precision="fp16"),
     }
-    keys |= {timing_key("11.4.0.106", {**DEVICE, name: 1}, config) for name in DEVICE}
-    assert len(keys) == 3 + len(DEVICE)
-    assert timing_key("11.4.0.106", DEVICE, config.replace(optimization_level=5)) in keys
+    keys |= {timing_key("11.4.0.106", {**DEVICE, name: 1}, config, precision="fp32") for name in DEVICE}
+    assert len(keys) == 4 + len(DEVICE)
+    assert timing_key("11.4.0.106", DEVICE, config.replace(optimization_level=5), precision="fp32") in keys
 
 
 def test_builds_wait_for_each_other(tmp_path):

@@ -24,6 +24,7 @@ from exporter.errors import ExportError, InternalError
 from exporter.graph import fold, trace
 from exporter.onnx_export import export_onnx, load_onnx, lower_onnx, onnx_key, open_onnx
 from exporter.records import record_path
+from exporter.runners import RoundedOnnxRunner
 
 
 def run(path: Path, *arrays: np.ndarray) -> list[np.ndarray]:
@@ -123,6 +124,32 @@ def test_nothing_on_stdout_or_stderr(graph, tmp_path, capfd):
 def test_every_opset_of_the_configuration(graph, tmp_path, opset):
     """Each opset that can be asked for is the one in the file, and the checker passes."""
     assert export_onnx(graph, tmp_path / "net.onnx", OnnxConfig(opset=opset), key="k").opset == opset
+
+
+@pytest.mark.parametrize(("precision", "opset", "bound"), [("float16", 20, 3e-3), ("float16", 17, 3e-3), ("bfloat16", 22, 2e-2)])
+def test_half_precision(graph, tmp_path, precision, opset, bound):
+    """The network is in half precision, its interface in float32; the file says so, and with every value rounded the numbers agree."""
+    model = export_onnx(graph, tmp_path / "net.onnx", OnnxConfig(opset=opset, precision=precision, float32=("head",)), key="k")
+    assert (model.opset, model.precision, model.metadata["exporter.precision"]) == (opset, precision, precision)
+    assert [spec.dtype for spec in (*model.inputs, *model.outputs)] == ["float32", "float32"]
+    assert precision in model.provenance.lineage["precision_shares"]
+    islands = json.loads(model.metadata["exporter.float32"])
+    assert set(islands.values()) == {"asked for", "between islands", "normalisation", "reduction"}
+    weights = {tensor.name: tensor.data_type for tensor in onnx.load(model.path).graph.initializer}
+    assert {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}[precision] in weights.values()
+    x = noise(5, 3, 8, 8)
+    with torch.inference_mode():
+        want = graph.unfused.module()(x).numpy()
+    with RoundedOnnxRunner(model) as runner:
+        got = runner.infer({"image": x.numpy()})["logits"]
+    assert 1e-5 < np.linalg.norm(got - want) / np.linalg.norm(want) < bound
+
+
+def test_float32_files_say_so(graph, tmp_path):
+    """Without a precision everything is float32, and has no islands."""
+    model = export_onnx(graph, tmp_path / "net.onnx", OnnxConfig(), key="k")
+    assert (model.precision, model.metadata["exporter.precision_shares"]) == ("float32", "float32 100 %")
+    assert "exporter.float32" not in model.metadata
 
 
 @pytest.mark.parametrize("opset", [18, 21, 23])

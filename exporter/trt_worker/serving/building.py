@@ -26,6 +26,8 @@ __all__ = ["BuildRequest", "Built", "build", "check_precision", "describe_parser
 
 _OLDEST_OPSET_NEWS = "TensorRT 8 knows fewer operators and needs more constants than TensorRT 10: use that, or rewrite the part that is named"
 _SHOWN_PARSER_ERRORS = 5
+_LOWER = {"fp16", "bf16", "fp8", "fp4", "int8", "int4"}
+"""Than float32."""
 _TACTIC_LIBRARIES = {  # before TensorRT 10
     "CUBLAS": ("libcublas.so.12", "libcublas.so.11"),
     "CUBLAS_LT": ("libcublasLt.so.12", "libcublasLt.so.11"),
@@ -38,6 +40,7 @@ class BuildRequest:
     """What to build.
 
     Attributes:
+        precision: of the ONNX model: ``fp32``, ``fp16`` or ``bf16``.
         profiles: per profile, input name -> (min, opt, max) shape.
         strict_nans: NaN and infinity are not optimised away.
         batch_invariant: a row's result does not depend on the batch that it is in.
@@ -60,6 +63,7 @@ class BuildRequest:
     refittable: bool = False
     stripped: bool = False
     timing_cache: bool = False
+    precision: str = "fp32"
     disable_tactic_libraries: bool = False
 
     @staticmethod
@@ -115,7 +119,7 @@ def build(trt: Any, request: BuildRequest, call: Call, device: Device) -> Built:
     call.progress("inspect", 0, 1)
     information, tensors = _inspect(trt, logger, plan, messages)
     shares = precision_shares(information)
-    check_precision(shares)
+    check_precision(shares, request.precision)
     call.progress("inspect", 1, 1)
     facts = {
         "build_seconds": seconds,
@@ -149,6 +153,8 @@ def _configure(trt: Any, config: Any, request: BuildRequest, messages: Messages)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
     set_wishes(trt, config, request)
+    if has(trt, "precision flags") and request.precision == "fp16":  # without it the builder refuses float16, or computes it in float32
+        config.set_flag(trt.BuilderFlag.FP16)
     if not has(trt, "tactic libraries"):
         return []
     sources = int(config.get_tactic_sources())
@@ -239,12 +245,13 @@ def describe_tensors(trt: Any, engine: Any) -> list[dict[str, Any]]:  # noqa: AN
     return tensors
 
 
-def check_precision(shares: dict[str, float]) -> None:
-    """Refuse an engine with layers in a lower precision than float32 (E507)."""
-    lower = {name: share for name, share in shares.items() if name in {"fp16", "bf16", "fp8", "fp4", "int8", "int4"}}
-    if lower:
-        found = ", ".join(f"{name} {share:.1%}" for name, share in lower.items())
-        facts = {"found": f"layers in {found}", "expected": "fp32"}
+def check_precision(shares: dict[str, float], asked: str) -> None:
+    """Refuse layers in a lower precision than was asked for, and an engine without a layer in that precision (E507)."""
+    lower = {name: share for name, share in shares.items() if name in _LOWER and name != asked}
+    is_missing = bool(shares) and asked not in shares
+    if lower or is_missing:
+        found = ", ".join(f"{name} {share:.1%}" for name, share in (lower or shares).items())
+        facts = {"found": f"layers in {found}", "expected": asked}
         raise EngineBuildError("E507", "the engine does not have the precision that was asked for; nothing was written", facts=facts)
 
 

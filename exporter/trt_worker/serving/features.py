@@ -16,6 +16,7 @@ FEATURES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     # what -> (first release with it, first release without it)
     "explicit batch": ((8, 5), (10, 0)),  # a flag of the network; from 10 on it is the only way
     "tactic libraries": ((8, 5), (10, 0)),  # tactics of cuBLAS and cuDNN
+    "precision flags": ((8, 5), (10, 0)),  # from 10 on the network's own types decide
     "optimization level": ((8, 6), _NEVER_REMOVED),
     "hardware compatibility": ((8, 6), _NEVER_REMOVED),
     "strongly typed": ((10, 0), _NEVER_REMOVED),

@@ -64,7 +64,7 @@ def refit(trt: Any, call: Call, device: Device) -> Built:  # noqa: ANN401 - Tens
         what = "deserialize_cuda_engine" if again is None else "create_engine_inspector"
         raise _call_failed(what, messages)
     shares = precision_shares(str(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
-    check_precision(shares)
+    check_precision(shares, call.arguments["precision"])
     facts = {
         "build_seconds": time.monotonic() - started,
         "device": device.to_json(),

@@ -1,0 +1,13 @@
+"""A float32 model -> the same model in half precision, with float32 inputs and outputs and named float32 islands.
+
+islands.py  which nodes stay in float32, and why
+halving.py  weights, values and the casts at the borders
+shares.py   how much of a model computes in which precision
+"""
+
+from __future__ import annotations
+
+from exporter.onnx_export.precision.halving import halve_
+from exporter.onnx_export.precision.shares import precision_shares, shares_text
+
+__all__ = ["halve_", "precision_shares", "shares_text"]
