@@ -37,7 +37,7 @@ class RefusalReason(enum.Enum):
 
 REMEDIES: Final[Mapping[RefusalReason, str]] = {
     RefusalReason.NOT_LINEAR: "nothing for this network; when it is trained anew, put the BatchNorm directly behind a convolution",
-    RefusalReason.OTHER_CONSUMER: "--fold-level aggressive copies the convolution, at a cost; or let the other reader read what the BatchNorm makes",
+    RefusalReason.OTHER_CONSUMER: "--fold-level aggressive copies a convolution where that is all; or let the other read what the BatchNorm makes",
     RefusalReason.GRAPH_OUTPUT: "if nobody needs that output, let forward not return it",
     RefusalReason.BLOCKED: "when it is trained anew, put the BatchNorm in front of that operator, directly behind the convolution",
     RefusalReason.PADDED: "--fold-level aggressive adds the border's shift back, at a cost; or train anew with copied values for padding",

@@ -54,7 +54,7 @@ class Neighbour:
     Attributes:
         place: on the way to it, the BatchNorm itself, another reader of what it is made from, or on the way from it.
         step: how many operators away from it.
-        reads: places in ``Explanation.neighbours``.
+        reads: places in ``Explanation.neighbours``; of another reader, the one that matters.
         is_culprit: whether the refusal names it.
         takes_it: whether the BatchNorm was folded into it.
         num_hidden: how many more operators stand before, beside or behind it than are shown.

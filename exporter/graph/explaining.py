@@ -69,11 +69,11 @@ def explain(sketch: Sketch, folded: Sequence[Folded], refusals: Sequence[Refusal
     for refusal in refusals:
         if not pattern or _fits(refusal.batch_norm, pattern):
             why = f"{refusal.reason.value}: {refusal.detail}" if refusal.detail else refusal.reason.value
-            neighbours = surroundings.of(refusal.batch_norm, refusal.culprits, "")
+            neighbours = surroundings.of(refusal.batch_norm, refusal.culprits, detail=refusal.detail)
             found[refusal.batch_norm] = Explanation(refusal.batch_norm, "kept", why, REMEDIES[refusal.reason], neighbours)
     for item in folded:
         if pattern and _fits(item.batch_norm, pattern):
-            neighbours = surroundings.of(item.batch_norm, (), item.producer)
+            neighbours = surroundings.of(item.batch_norm, (), taker=item.producer)
             found[item.batch_norm] = Explanation(item.batch_norm, "folded", _done(item), "", neighbours)
     order = [node.module for node in sketch.nodes]
     return tuple(sorted(found.values(), key=lambda item: order.index(item.batch_norm) if item.batch_norm in order else len(order)))
@@ -120,13 +120,20 @@ class _Surroundings:
             for read in node.reads:
                 self._readers[read].append(place)
 
-    def of(self, batch_norm: str, culprits: Sequence[str], taker: str) -> tuple[Neighbour, ...]:
-        """Return the neighbours of ``batch_norm``, those marked that ``culprits`` name, and the products called ``taker``."""
+    def of(self, batch_norm: str, culprits: Sequence[str], *, detail: str = "", taker: str = "") -> tuple[Neighbour, ...]:
+        """Return the neighbours of ``batch_norm``, those marked that ``culprits`` name, and the products called ``taker``.
+
+        Other readers hang on what ``detail`` names of what they read, else on the first of it.
+        """
         start = next((place for place, node in enumerate(self._nodes) if node.module == batch_norm and node.part in {"batch_norm", "affine"}), None)
         if start is None:
             return ()
         before, behind = self._seen(start, back=True), self._seen(start, back=False)
-        beside = {reader: place for place in before for reader in self._readers[place] if reader not in before and reader != start}
+        beside: dict[int, int] = {}
+        for place in sorted(before, key=lambda place: (self._nodes[place].label not in detail, before[place], place)):
+            for reader in self._readers[place]:
+                if reader not in before and reader != start:
+                    beside.setdefault(reader, place)
         guilty = {place for place in (start, *before, *behind, *beside) if any(_is_called(self._nodes[place], name) for name in culprits)}
         takers = {place for place in (*before, *behind, *beside) if self._takes(place, taker)}
         wanted = guilty | takers
@@ -146,7 +153,7 @@ class _Surroundings:
                 shape=node.shape,
                 place=roles[place][0],
                 step=roles[place][1],
-                reads=tuple(numbers[read] for read in node.reads if read in numbers),
+                reads=tuple(numbers[read] for read in self._drawn_reads(place, roles[place][0], beside) if read in numbers),
                 is_output=node.is_output,
                 is_culprit=place in guilty,
                 takes_it=place in takers,
@@ -155,6 +162,9 @@ class _Surroundings:
             )
             for place, node in ((place, self._nodes[place]) for place in numbers)
         )
+
+    def _drawn_reads(self, place: int, where: _Where, beside: Mapping[int, int]) -> Sequence[int]:
+        return (beside[place],) if where == "beside" else self._nodes[place].reads
 
     def _takes(self, place: int, taker: str) -> bool:
         node = self._nodes[place]

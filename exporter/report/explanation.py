@@ -35,7 +35,7 @@ _PLAIN: Final = {
     "·": "-",
     "→": "->",
 }
-_LEAST_NAME: Final = 16
+_LEAST_NAME, _USUAL_NAME = 16, 28
 _MARGIN: Final = "    "
 
 
@@ -49,6 +49,11 @@ class _Row:
     kind: str = ""
     shape: str = ""
     notes: tuple[str, ...] = ()
+    source: str = ""
+
+    def said(self, *, has_sources: bool) -> str:
+        """Return what stands behind the columns."""
+        return " · ".join((*self.notes, self.source) if has_sources and self.source else self.notes)
 
 
 def render_explanations(explanations: Sequence[Explanation], *, width: int = 100, plain: bool = False) -> list[str]:
@@ -56,7 +61,7 @@ def render_explanations(explanations: Sequence[Explanation], *, width: int = 100
 
     Args:
         explanations: what to draw, in order.
-        width: columns of the terminal; where they are few, shapes are left out and names lose their middle.
+        width: columns of the terminal; where they are few, lines of code and shapes are left out, and names lose their middle.
         plain: use ASCII only.
     """
     lines: list[str] = []
@@ -86,9 +91,13 @@ def _table(rows: Sequence[_Row], width: int) -> list[str]:
     """Return the rows with their columns aligned; names give way first."""
     lead = max((len(row.branches) for row in rows), default=0)
     kinds, shapes = (max((len(getattr(row, column)) for row in rows), default=0) for column in ("kind", "shape"))
-    notes = max((len(" · ".join(row.notes)) for row in rows), default=0)
     names = max((len(printable(row.name)) for row in rows), default=0)
-    room = width - len(_MARGIN) - lead - 2 - kinds - notes - 6
+    room, has_sources = 0, False
+    for has_sources in (True, False):
+        notes = max((len(row.said(has_sources=has_sources)) for row in rows), default=0)
+        room = width - len(_MARGIN) - lead - 2 - kinds - notes - 6
+        if room - shapes - 3 >= min(names, _USUAL_NAME):
+            break
     has_shapes = room - shapes - 3 >= min(names, _LEAST_NAME)
     room -= shapes + 3 if has_shapes else 0
     name_width = min(names, max(room, _LEAST_NAME))
@@ -96,7 +105,7 @@ def _table(rows: Sequence[_Row], width: int) -> list[str]:
     for row in rows:
         name = units.shortened(row.name, name_width + lead - len(row.branches))
         text = f"{row.branches}{row.mark} {name}"
-        cells = [f"{text:<{lead + 2 + name_width}}", f"{row.kind:<{kinds}}", f"{row.shape:<{shapes}}", " · ".join(row.notes)]
+        cells = [f"{text:<{lead + 2 + name_width}}", f"{row.kind:<{kinds}}", f"{row.shape:<{shapes}}", row.said(has_sources=has_sources)]
         lines.append(_MARGIN + "   ".join(cells if has_shapes else (*cells[:2], cells[3])))
     return lines
 
@@ -124,8 +133,8 @@ class _Tree:
         for number, other in enumerate(reversed(producers)):
             is_chain, is_last = len(producers) == 1, number == len(producers) - 1
             inner = branches if is_chain else branches + ("  " if is_last else "│ ")
-            if not is_chain or other not in self.drawn:
-                rows += self._readers_beside(other, inner)
+            if other not in self.drawn:
+                rows += self._readers_beside(other, branches if is_chain else f"{branches}│ ")
             rows.append(self._row(other, branches if is_chain else branches + ("└─" if is_last else "├─")))
             if other not in self.drawn:
                 self.drawn.add(other)
@@ -168,10 +177,16 @@ class _Tree:
         )
         if one.num_hidden and not is_end:
             notes.append(f"{one.num_hidden} more {'before' if one.place == 'before' else 'behind'} it")
-        if one.source and role in _NOTES:
-            notes.append(one.source)
         kind = one.kind.rstrip("_") or one.kind
-        return _Row(branches, _MARKS[role], one.module or kind, kind if one.part != "input" else "", one.shape, tuple(notes))
+        return _Row(
+            branches,
+            _MARKS[role],
+            one.module or kind,
+            kind if one.part != "input" else "",
+            one.shape,
+            tuple(notes),
+            one.source if role in _NOTES else "",
+        )
 
     def _role(self, one: Neighbour) -> str:
         if one.place == "itself":
@@ -181,4 +196,4 @@ class _Tree:
 
 def _turned(row: _Row) -> _Row:
     """Return a row as it looks where the branches come from above."""
-    return _Row(row.branches.replace("└", "┌"), row.mark, row.name, row.kind, row.shape, row.notes)
+    return _Row(row.branches.replace("└", "┌"), row.mark, row.name, row.kind, row.shape, row.notes, row.source)

@@ -188,6 +188,27 @@ def test_wide_surroundings_are_cut_and_counted():
     assert ("sigmoid", "before") in culprits(item)
 
 
+class Dense(nn.Module):
+    """Two convolutions that are joined twice: for the BatchNorm, and for another reader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.bn = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1), trained(nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.one(x), self.two(x)
+        return torch.relu(self.bn(torch.cat([one, two], 1))) + torch.stack([one, two], 0).flatten(0, 1).sum()
+
+
+def test_another_reader_hangs_on_what_the_refusal_names():
+    """An operator that reads several of the BatchNorm's producers stands beside the way once, at the one in question."""
+    (item,) = explained(Dense()).values()
+    (beside,) = [one for one in item.neighbours if one.place == "beside"]
+    assert (beside.kind, beside.is_culprit) == ("stack", True)
+    assert [item.neighbours[read].module for read in beside.reads] == ["one"]
+    assert "they also read one (conv2d)" in item.why
+
+
 class FarCulprit(nn.Module):
     """A relu that stands many steps before the BatchNorm."""
 
