@@ -10,6 +10,7 @@ the plan out on a copy. Every BatchNorm is either folded or refused with its rea
     through.py      how a map of each channel reads on the other side of an operator
     rewrites/       one fold per file: requires, apply
     algebra.py      the float64 formulas, rounded once
+    cost.py         FLOPs and bytes of each operator, and whether a fold that adds work pays
     planning.py     abstract graph + rewrites -> plan
     explaining.py   abstract graph + what was decided -> what a person wants to see
     attempts.py     what the planner tried, and what came of it

@@ -34,15 +34,15 @@ class WayAhead:
 
 def ways_ahead(graph: AbstractGraph, affine: Operator, *, passes: tuple[type, ...] = PASSES_AHEAD) -> tuple[WayAhead, ...] | Refusal:
     """Return the ways from a BatchNorm to the products that read it, or what is in the way: every reader has to be on one."""
-    writer = graph.written_after(affine_of(affine).data, affine)
-    if writer is not None:
-        detail = f"{writer.label} changes what the BatchNorm reads, afterwards and in place"
-        return Refusal(affine.module, RefusalReason.NOT_LINEAR, (writer.label,), detail)
     ways = _from_value(graph, affine, affine.output, (), passes)
     if isinstance(ways, Refusal):
         return ways
     if not ways:
         return Refusal(affine.module, RefusalReason.NOT_LINEAR, (), "nothing reads it")
+    writer = graph.written_after(affine_of(affine).data, affine)
+    if writer is not None:
+        detail = f"{writer.label} changes what the BatchNorm reads, afterwards and in place"
+        return Refusal(affine.module, RefusalReason.NOT_LINEAR, (writer.label,), detail)
     return tuple(ways)
 
 
