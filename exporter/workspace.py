@@ -29,6 +29,7 @@ from exporter.artifacts import (
 from exporter.checkpoint import open_checkpoint
 from exporter.config import BakeConfig, Config, ModelConfig
 from exporter.errors import ConfigError, FoldError
+from exporter.half_range import range_check
 from exporter.locations import Location
 from exporter.older_opset import check_with, lower_for_tensorrt_8, needs_lowering
 from exporter.records import record_path
@@ -318,7 +319,8 @@ class Workspace:
             if model is None:
                 self._tell("onnx", 0, 1)
                 check = check_with(self.config, self.samples)
-                model, state = export_onnx(graph, path, self.config.onnx, key=key, check_lowered=check), "made"
+                in_range = range_check(self.config, self.samples)
+                model, state = export_onnx(graph, path, self.config.onnx, key=key, check_lowered=check, check_range=in_range), "made"
                 self._tell("onnx", 1, 1)
             dynamic = ", dynamic batch" if self.config.onnx.dynamic_batch else ""
             summary = f"opset {model.opset}, {_count(model.inputs, 'input')}, {_count(model.outputs, 'output')}{dynamic}"

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import onnx
 import onnx_ir
 import torch
 from onnx_ir.passes import common
@@ -23,14 +24,16 @@ from exporter.artifacts import Graph, OnnxModel, Provenance
 from exporter.config import OnnxConfig
 from exporter.errors import ExportError
 from exporter.factories import installed_version
+from exporter.files import digest_of_file, write_bytes
 from exporter.onnx_export.checking import check_against_graph
 from exporter.onnx_export.keys import LIBRARIES
 from exporter.onnx_export.lowering.converting import lower_onnx
-from exporter.onnx_export.precision import halve_, precision_shares, shares_text
+from exporter.onnx_export.precision import halve_, precision_shares, shares_text, stored_in_half
+from exporter.onnx_export.reading import describe
 from exporter.onnx_export.removing import remove_onnx
 from exporter.onnx_export.shapes import fix_batch_, name_axes_
 from exporter.onnx_export.tidying import tidy_
-from exporter.onnx_export.writing import write_onnx
+from exporter.onnx_export.writing import INLINE_LIMIT_BYTES, weight_bytes, write_onnx
 
 __all__ = ["export_onnx"]
 
@@ -46,6 +49,7 @@ def export_onnx(
     *,
     key: str,
     check_lowered: Callable[[OnnxModel, OnnxModel], Mapping[str, str]] | None = None,
+    check_range: Callable[[OnnxModel, frozenset[str]], Mapping[str, str]] | None = None,
 ) -> OnnxModel:
     """Write the folded program of ``graph`` to ``path``.
 
@@ -59,6 +63,7 @@ def export_onnx(
         key: cache key for the record, from ``onnx_key``.
         check_lowered: for opset 17, which is made from opset 18: given both models, before the older one is written; it returns facts
             for the lineage, or raises.
+        check_range: for float16: given the float32 model and the names of the values that will be stored in float16; likewise.
 
     Raises:
         ExportError: the program has a BatchNorm in training mode (E401), an operator has no ONNX form (E402) or none in opset 17
@@ -69,29 +74,56 @@ def export_onnx(
     """
     _refuse_training(graph)
     if config.opset < OLDEST_OPSET:
-        return _export_lowered(graph, path, config, key=key, check=check_lowered)
+        return _export_lowered(graph, path, config, key=key, check=check_lowered, check_range=check_range)
     model = _exported(graph, config)
     name_axes_(model, graph.inputs)
     if not config.dynamic_batch:
         fix_batch_(model)
     tidy_(model, inputs=[spec.name for spec in graph.inputs], outputs=[spec.name for spec in graph.outputs])
+    islands: dict[str, str] = {}
+    in_range: Mapping[str, str] = {}
     if config.precision != "float32":
+        wide = None
+        if check_range is not None and config.precision == "float16":
+            if weight_bytes(model) <= INLINE_LIMIT_BYTES:
+                wide = onnx.shape_inference.infer_shapes(onnx_ir.to_proto(model))
+            else:
+                in_range = {"float16_range": "not measured: over 2 GiB of weights"}
         islands = halve_(model, config.precision, config.float32)
         common.RemoveUnusedNodesPass()(model)
-    else:
-        islands = {}
+        if wide is not None and check_range is not None:
+            in_range = _checked_range(wide, path, stored_in_half(model), check_range)
     provenance = _provenance(graph, config, shares_text(precision_shares(model)))
+    provenance = dataclasses.replace(provenance, lineage={**provenance.lineage, **in_range})
     _label_(model, graph, provenance, islands)
     check_against_graph(model, graph, opset=config.opset)
     return write_onnx(model, path, provenance, key=key)
 
 
+def _checked_range(
+    wide: onnx.ModelProto, path: Path, stored: frozenset[str], check: Callable[[OnnxModel, frozenset[str]], Mapping[str, str]]
+) -> Mapping[str, str]:
+    """Write the float32 model for the time of the check."""
+    between = path.with_name(f".{path.stem}.float32.onnx")
+    try:
+        write_bytes(between, wide.SerializeToString())
+        return check(describe(wide, between, digest_of_file(between), Provenance("onnx_export")), stored)
+    finally:
+        remove_onnx(between)
+
+
 def _export_lowered(
-    graph: Graph, path: Path, config: OnnxConfig, *, key: str, check: Callable[[OnnxModel, OnnxModel], Mapping[str, str]] | None
+    graph: Graph,
+    path: Path,
+    config: OnnxConfig,
+    *,
+    key: str,
+    check: Callable[[OnnxModel, OnnxModel], Mapping[str, str]] | None,
+    check_range: Callable[[OnnxModel, frozenset[str]], Mapping[str, str]] | None,
 ) -> OnnxModel:
     between = path.with_name(f".{path.stem}.opset{OLDEST_OPSET}.onnx")
     try:
-        newer = export_onnx(graph, between, config.replace(opset=OLDEST_OPSET), key=key)
+        newer = export_onnx(graph, between, config.replace(opset=OLDEST_OPSET), key=key, check_range=check_range)
         return lower_onnx(newer, path, key=key, provenance=_provenance(graph, config, newer.provenance.lineage["precision_shares"]), check=check)
     finally:
         remove_onnx(between)

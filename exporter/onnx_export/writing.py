@@ -17,7 +17,7 @@ from exporter.onnx_export.checking import check_with_onnx
 from exporter.onnx_export.reading import describe, parse
 from exporter.records import read_record, record_path, write_record
 
-__all__ = ["load_onnx", "write_onnx"]
+__all__ = ["INLINE_LIMIT_BYTES", "load_onnx", "weight_bytes", "write_onnx"]
 
 INLINE_LIMIT_BYTES = 2**31 - 2**26
 """Protobuf ends at 2 GiB; beyond this many bytes of weights they go to a file of their own."""
@@ -33,7 +33,7 @@ def write_onnx(model: ir.Model, path: Path, provenance: Provenance, *, key: str)
         ArtifactError: a file could not be written (E711).
     """
     external: dict[str, str] = {}
-    if _num_bytes(model) > INLINE_LIMIT_BYTES:
+    if weight_bytes(model) > INLINE_LIMIT_BYTES:
         data = _write_external_(model, path)
         external[data.name] = digest_of_file(data).hex
     proto = ir.to_proto(model)
@@ -62,7 +62,8 @@ def load_onnx(path: Path, *, key: str | None = None) -> OnnxModel | None:
         return None
 
 
-def _num_bytes(model: ir.Model) -> int:
+def weight_bytes(model: ir.Model) -> int:
+    """Return the size of all weights."""
     return sum(math.ceil(value.const_value.nbytes) for value in model.graph.initializers.values() if value.const_value is not None)
 
 

@@ -13,12 +13,14 @@ from exporter.verify.feeds import NamedFeed, digest_of_feeds, latency_feed, make
 from exporter.verify.latency import race
 from exporter.verify.metric import measure_metric
 from exporter.verify.parity import compare
+from exporter.verify.ranges import FLOAT16_LARGEST, measure_ranges
 from exporter.verify.reference import CandidateOutputs, OwnError, Reference, collect_outputs, measure_own_error, measure_reference
 from exporter.verify.reference_cache import load_reference, reference_key, save_reference
 from exporter.verify.tolerance import DEFAULTS, Tolerance
 
 __all__ = [
     "DEFAULTS",
+    "FLOAT16_LARGEST",
     "HISTOGRAM_EDGES",
     "CandidateOutputs",
     "NamedFeed",
@@ -36,6 +38,7 @@ __all__ = [
     "measure_departure",
     "measure_metric",
     "measure_own_error",
+    "measure_ranges",
     "measure_reference",
     "race",
     "reference_key",

@@ -8,6 +8,6 @@ shares.py   how much of a model computes in which precision
 from __future__ import annotations
 
 from exporter.onnx_export.precision.halving import halve_
-from exporter.onnx_export.precision.shares import precision_shares, shares_text
+from exporter.onnx_export.precision.shares import precision_shares, shares_text, stored_in_half
 
-__all__ = ["halve_", "precision_shares", "shares_text"]
+__all__ = ["halve_", "precision_shares", "shares_text", "stored_in_half"]

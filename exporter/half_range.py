@@ -1,0 +1,50 @@
+"""Does a network fit into float16? Asked of the float32 model on the samples, before anything is built."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import OnnxModel
+from exporter.config import Config
+from exporter.errors import ExportError
+
+if TYPE_CHECKING:
+    from exporter.samples import Samples
+
+__all__ = ["range_check"]
+
+_SHOWN = 8
+
+
+def range_check(config: Config, samples: Samples | None) -> Callable[[OnnxModel, frozenset[str]], Mapping[str, str]]:
+    """Return the check of a float32 model and of the tensors that are to be stored in float16; it returns facts for the lineage."""
+    return functools.partial(_check, config, samples)
+
+
+def _check(config: Config, samples: Samples | None, model: OnnxModel, stored: frozenset[str]) -> dict[str, str]:
+    """Refuse tensors beyond float16.
+
+    Raises:
+        ExportError: a tensor that would be stored in float16 is larger than its largest number (E461).
+    """
+    from exporter.verify import FLOAT16_LARGEST, make_feeds, measure_ranges
+
+    feeds = make_feeds(samples, model.inputs, config.samples.replace(edge=False, required=False), config.parity)
+    ranges = [found for found in measure_ranges(model, feeds, threads=config.latency.threads) if found.tensor in stored]
+    over = [found for found in ranges if not found.largest <= FLOAT16_LARGEST]
+    if over:
+        lines = [f"{found.tensor} ({found.op}): {found.largest:.3g}" for found in over[:_SHOWN]]
+        lines += [f"and {len(over) - _SHOWN} more"] if len(over) > _SHOWN else []
+        names = list(dict.fromkeys(place for found in over for place in found.places))
+        islands = ", ".join(f'"{name}"' for name in (*config.onnx.float32, *names))
+        facts = {"found": "\n".join(lines), "expected": f"at most {FLOAT16_LARGEST:g}", "fed": ", ".join(named.name for named in feeds)}
+        raise ExportError("E461", "values of the network are beyond float16; nothing was written", facts=facts, help=f"[onnx] float32 = [{islands}]")
+    if not ranges:
+        return {}
+    largest, smallest = max(ranges, key=lambda found: found.largest), max(ranges, key=lambda found: found.small_share)
+    return {
+        "float16_largest": f"{largest.largest:.3g} in {largest.tensor}",
+        "float16_below_normal": f"{smallest.small_share:.1%} in {smallest.tensor}",
+    }
