@@ -37,6 +37,11 @@ class NewNumbers:
     border: Float64 | None = None
     ones: Float64 | None = None
 
+    def emptied(self) -> NewNumbers:
+        """Return the same without numbers: what there is of them is an empty array."""
+        bias, border, ones = (None if array is None else array[:0].copy() for array in (self.bias, self.border, self.ones))
+        return NewNumbers(self.operator, self.weight[:0].copy(), bias, border, ones)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch.export import ExportedProgram
 
@@ -16,15 +18,20 @@ __all__ = ["folded_program"]
 _ATEN = torch.ops.aten
 
 
-def folded_program(program: ExportedProgram, plan: Plan) -> ExportedProgram:
+def folded_program(program: ExportedProgram, plan: Plan, numbers: Iterable[NewNumbers] | None = None) -> ExportedProgram:
     """Return a program with ``plan`` done: new weights, no folded BatchNorm, nothing that only a folded one read.
 
     Tensors that the plan does not touch are shared with ``program``.
+
+    Args:
+        program: what was planned on.
+        plan: of the planner.
+        numbers: instead of the plan's; one after the other, so that none needs to be there longer than it takes to round it.
     """
     editor = ProgramEditor(program)
     for copied in plan.copies:
         editor.copy_(copied.operator, copied.name, copied.readers)
-    for new in plan.numbers:
+    for new in plan.numbers if numbers is None else numbers:
         _write_(editor, new)
     for name, value in plan.bypasses:
         editor.bypass_(name, value)
