@@ -79,12 +79,12 @@ def feeds_for(model: OnnxModel, given: tuple[InputConfig, ...], config: Config) 
 
 
 def check_fold(fold: OnnxFold, feeds: tuple[NamedFeed, ...], config: Config, progress: Callable[[str, int, int], bool]) -> tuple[Verdict, ...]:
-    """Compare the folded file with the file as it was.
+    """Compare the folded file with the file as it was: numbers by each provider, then structure.
 
     Raises:
         ModelNotSupported: an operator of the file runs neither in float64 nor in ONNX Runtime (E475).
     """
-    from exporter.onnx_export import with_external_data
+    from exporter.onnx_export import check_folded_structure, with_external_data
     from exporter.runners import OnnxruntimeRunner
     from exporter.verify import compare
 
@@ -101,7 +101,7 @@ def check_fold(fold: OnnxFold, feeds: tuple[NamedFeed, ...], config: Config, pro
         with OnnxruntimeRunner(fold.written, name=name, provider=provider, threads=threads) as runner:
             verdicts.append(compare(reference, own, runner, config.parity, samples_required=config.samples.required))
     progress("parity", steps, steps)
-    return tuple(verdicts)
+    return (*verdicts, check_folded_structure(fold.given, fold.written, fold.folded, config.fold))
 
 
 def _samples(model: OnnxModel, config: Config) -> Samples:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from exporter.artifacts import Outcome, ParityEvidence
 from exporter.config import Config, InputConfig, load_config
 from exporter.errors import ArtifactError, ConfigError, ModelNotSupported, SampleError
-from exporter.onnx_export import load_onnx, open_onnx, read_onnx
+from exporter.onnx_export import check_folded_structure, load_onnx, open_onnx, read_onnx
 from exporter.onnx_folding import OnnxFold, check_fold, feeds_for, fold_file
 
 NUM_BATCH_NORMS = 7
@@ -96,8 +96,9 @@ def _folded(path: Path, **flags: dict[str, object]) -> OnnxFold:
 
 def _checked(fold: OnnxFold, given: tuple[InputConfig, ...] = ()) -> ParityEvidence:
     config = _config()
-    (verdict,) = check_fold(fold, feeds_for(fold.given.model, given, config), config, _silent)
+    verdict, structure = check_fold(fold, feeds_for(fold.given.model, given, config), config, _silent)
     assert verdict.outcome is Outcome.PASS, verdict.reason
+    assert structure.outcome is Outcome.PASS, structure.reason
     assert isinstance(verdict.evidence, ParityEvidence)
     return verdict.evidence
 
@@ -251,7 +252,7 @@ def test_a_wrong_fold_fails(tmp_path: Path) -> None:
     fold.written.path.write_bytes(proto.SerializeToString())
     config = _config()
     disturbed = dataclasses.replace(fold, written=open_onnx(fold.written.path))
-    (verdict,) = check_fold(disturbed, feeds_for(fold.given.model, (), config), config, _silent)
+    verdict, _ = check_fold(disturbed, feeds_for(fold.given.model, (), config), config, _silent)
     assert verdict.outcome is Outcome.FAIL
     assert "rtol" in verdict.reason
 
@@ -282,6 +283,31 @@ def test_an_operator_of_the_runtime_alone_leaves_float32_and_says_so(tmp_path: P
     assert evidence.reference == "ONNX Runtime float32 on the CPU, unfused"
     assert "com.microsoft::Gelu, node 'special'" in evidence.remarks[0]
     assert evidence.outputs[0].own_error > 0
+
+
+@pytest.mark.parametrize("fault", ["a norm too many", "another operator", "another output", "more work"])
+def test_a_structure_that_is_not_as_planned_fails(fault: str, tmp_path: Path) -> None:
+    """A norm that came back, a kind of operator that was not there, an output of another name and FLOPs that grew are told apart."""
+    path = _with_operator(tmp_path / "net.onnx", "com.microsoft", "Gelu")
+    fold = _folded(path)
+    config = _config()
+    assert check_folded_structure(fold.given, fold.written, fold.folded, config.fold).outcome is Outcome.PASS
+    proto = onnx.load(fold.written.path)
+    folded = fold.folded
+    if fault == "a norm too many":
+        proto = onnx.load(path)
+    elif fault == "another operator":
+        proto.graph.node[-1].CopyFrom(helper.make_node("Tanh", list(proto.graph.node[-1].input), ["y"]))
+    elif fault == "another output":
+        proto.graph.node[-1].output[0] = proto.graph.output[0].name = "z"
+    else:
+        more = dataclasses.replace(folded.cost_before, flops=folded.cost_before.flops * 2)
+        folded = dataclasses.replace(folded, cost_after=more)
+    fold.written.path.write_bytes(proto.SerializeToString())
+    verdict = check_folded_structure(fold.given, open_onnx(fold.written.path), folded, config.fold)
+    words = {"a norm too many": "1 BatchNorms are left", "another operator": "Tanh", "another output": "'z'", "more work": "FLOPs"}
+    assert verdict.outcome is Outcome.FAIL
+    assert words[fault] in verdict.reason
 
 
 def test_an_operator_that_nobody_knows_ends_the_check(tmp_path: Path) -> None:

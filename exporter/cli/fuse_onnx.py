@@ -58,7 +58,8 @@ def fuse_onnx(
     done = fold_file(given, output or work_folder(config) / f"{path.stem}.fused.onnx", config)
     screen.close()
     folded, written = done.folded, done.written
-    screen.show(render_fold(folded.folded, folded.refusals, folded.num_batch_norms, folded.ops_before, folded.ops_after))
+    costs = (folded.cost_before, folded.cost_after)
+    screen.show(render_fold(folded.folded, folded.refusals, folded.num_batch_norms, folded.ops_before, folded.ops_after, costs=costs))
     explained = show_explanations(screen, folded, explain)
     result = {
         "folded": to_json(folded.folded),
@@ -66,6 +67,8 @@ def fuse_onnx(
         "num_batch_norms": folded.num_batch_norms,
         "ops_before": folded.ops_before,
         "ops_after": folded.ops_after,
+        "cost_before": to_json(folded.cost_before),
+        "cost_after": to_json(folded.cost_after),
         "path": str(written.path),
         "sha256": written.digest.hex,
         **explained,

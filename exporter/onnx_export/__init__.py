@@ -13,6 +13,7 @@ and write it whole or not at all, with its lineage in the file.
     reading.py      an ``.onnx`` from anywhere, as data
     external.py     where external data may lie
     foreign.py      a file from elsewhere that was folded: its data, its lineage
+    structure.py    what such a file must satisfy beside the given one
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
     from exporter.onnx_export.foreign import with_external_data, write_folded
     from exporter.onnx_export.lowering.converting import lower_onnx, lowered_key
     from exporter.onnx_export.reading import OnnxFile, open_onnx, read_onnx
+    from exporter.onnx_export.structure import check_folded_structure
     from exporter.onnx_export.writing import load_onnx
 
 __all__ = [
     "OnnxFile",
+    "check_folded_structure",
     "export_onnx",
     "load_onnx",
     "lower_onnx",
@@ -44,6 +47,7 @@ __all__ = [
 
 _HOMES = {
     "OnnxFile": "exporter.onnx_export.reading",
+    "check_folded_structure": "exporter.onnx_export.structure",
     "export_onnx": "exporter.onnx_export.exporting",
     "load_onnx": "exporter.onnx_export.writing",
     "lower_onnx": "exporter.onnx_export.lowering.converting",

@@ -63,9 +63,10 @@ def test_a_file_is_folded_and_checked(run_cli: RunCli, tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("folded 2 of 3 BatchNorm   Conv+bn 2")
     assert lines[0].endswith("ops 8 → 6")
-    assert "norm2" in lines[1]
-    assert "not preceded by a linear operator" in lines[1]
-    assert lines[2].startswith("parity  ✓ PASS   onnx-fused: y  rel L2")
+    assert lines[1].startswith("cost ")
+    assert lines[2].startswith("kept   1   norm2   not preceded by a linear operator")
+    assert lines[3].startswith("parity  ✓ PASS   onnx-fused: y  rel L2")
+    assert lines[-2].startswith("structure ✓ PASS   onnx-fused: 1 BatchNorm left, as planned")
     assert lines[-1] == "→ out/fused.onnx"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"fused.onnx", "fused.onnx.json"}
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"net.onnx"}

@@ -47,6 +47,7 @@ def test_files_of_the_torchscript_exporter(factory, num, num_folded, tmp_path):
     fold = fold_file(read_onnx(tmp_path / "net.onnx"), tmp_path / "fused.onnx", config)
     assert (fold.folded.num_batch_norms, len(fold.folded.folded)) == (num, num_folded)
     assert fold.written.num_batch_norms == num - num_folded == len(fold.folded.refusals)
-    (verdict,) = check_fold(fold, feeds_for(fold.given.model, (), config), config, lambda *_: True)
+    verdict, structure = check_fold(fold, feeds_for(fold.given.model, (), config), config, lambda *_: True)
     assert verdict.outcome is Outcome.PASS, verdict.reason
+    assert structure.outcome is Outcome.PASS, structure.reason
     assert verdict.evidence.reference == "ONNX float64 on the CPU, unfused"
