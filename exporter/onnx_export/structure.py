@@ -14,7 +14,7 @@ __all__ = ["check_folded_structure"]
 
 _WITH_BIAS = {"Add", "Identity"}
 """What carries a border, or a bias that a product cannot take; an output that keeps its name."""
-_WITH_ONES = {"Concat", "ConstantOfShape", "Expand", "Reshape", "Shape", "Slice"}
+_WITH_ONES = {"Cast", "Concat", "ConstantOfShape", "Reshape", "Shape", "Slice"}
 """What carries a channel of ones."""
 
 
