@@ -108,6 +108,10 @@ def transposed() -> nn.Module:
     return Sequence(conv=nn.ConvTranspose2d(3, 4, 3, groups=1, bias=False), bn=nn.BatchNorm2d(4), bn2=nn.BatchNorm2d(4))
 
 
+def norm_in_norm() -> nn.Module:
+    return Sequence(before=nn.Sigmoid(), bn=nn.BatchNorm2d(3, affine=False), bn2=nn.BatchNorm2d(3), behind=nn.Sigmoid())
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual": Residual,
     "branches": Branches,
@@ -117,6 +121,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "tied": Tied,
     "ahead": ahead,
     "transposed": transposed,
+    "norm in a norm": norm_in_norm,
 }
 
 

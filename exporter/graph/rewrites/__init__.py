@@ -5,6 +5,7 @@ A rewrite says what it ``requires`` of a BatchNorm's surroundings, and how to ``
 
 from exporter.graph.rewrites.contract import Constants, Copy, Match, Numbers, Rewrite, Rewritten
 from exporter.graph.rewrites.copied_producers import CopiedProducers
+from exporter.graph.rewrites.into_batch_norm import IntoBatchNorm
 from exporter.graph.rewrites.into_consumers import IntoConsumers
 from exporter.graph.rewrites.into_producers import IntoProducers
 from exporter.graph.rewrites.linear_numbers import LinearNumbers
@@ -41,8 +42,9 @@ REWRITES: tuple[Rewrite, ...] = (
     AHEAD,
     AheadThroughHomogeneous(),
     SignedMaximum(),
+    IntoBatchNorm(),
 )
-"""Backwards first, since it costs nothing; branches next, since they wait for the folds beside them."""
+"""Backwards first, since it costs nothing; branches next, since they wait for the folds beside them; what stays takes what is left."""
 
 WITH_WORK: tuple[Rewrite, ...] = (PaddedConsumers(), CopiedProducers())
 """What adds work: tried where nothing of the others is left to do, and taken where it pays."""

@@ -317,6 +317,17 @@ def test_batch_norm_that_stays_takes_new_numbers():
     np.testing.assert_allclose(run(closed(working), x)[0], run(expected, x)[0], rtol=1e-12)
 
 
+def test_batch_norm_directly_behind_one_that_stays():
+    """It goes into gamma and beta of the first, which has nowhere to go, and the model is the same function."""
+    nodes = [node("Sigmoid", "x", "s"), norm("s", "n", name="first"), norm("n", "b"), node("Sigmoid", "b", "y")]
+    given_model = model(nodes, {**norm_constants(3, name="first", seed=2), **norm_constants(3)})
+    fold = folded(given_model)
+    assert [(done.pattern, done.direction) for done in fold.folded] == [("batch_norm+bn", "back")]
+    assert len(fold.refusals) == 1
+    assert ops_of(fold.model).count("BatchNormalization") == 1
+    assert error_of(given_model, fold, IMAGE) <= BOUND
+
+
 def test_a_computed_constant_that_is_a_single_number_keeps_its_rank():
     """Arithmetic on sizes, as exporters write it for padding like TensorFlow's, divides by single numbers; the file stays valid."""
     nodes = [
