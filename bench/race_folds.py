@@ -1,12 +1,15 @@
 """Is a network that we folded as fast in ONNX Runtime as after the best pipeline of other tools, and faster where we fold more?
 
-    python -m bench.race_folds FOLDER [--only PATTERN] [--clock wall|processor] [--threads 1] [--rounds 20] [--again]
+    python -m bench.race_folds FOLDER [--only PATTERN] [--clock wall|processor] [--threads 1] [--rounds 20] [--again] [--drawn]
 
 Needs the extra `peers` and the group `bench`. Each network is exported twice: folded by us and written by `export_onnx`; and by
 `torch.onnx.export` as it is by default, then simplified by onnxsim. Both have fixed shapes, one image, and run in ONNX Runtime with all
 its optimisations on the CPU. The race is that of `exporter.verify`: interleaved blocks, a ratio with its interval, a stated rate of false
 alarms. Its clock is the wall's, or, on a machine with other work, the processor time of the one thread. FOLDER keeps the models and the
 raw samples; a race that is there already is not run again.
+
+Parameters that a library sets to zero, such as the biases of an attention, are no longer zero in a trained network; a sum with zeros is
+left out by onnxsim. With ``--drawn`` they are random numbers on both sides; it needs a FOLDER of its own.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--again", action="store_true", help="race again")
+    parser.add_argument("--drawn", action="store_true", help="random numbers for parameters that are zero")
     options = parser.parse_args()
     if options.clock == "processor" and options.threads != 1:
         parser.error("the processor time is that of one thread")
@@ -73,7 +77,7 @@ def main() -> None:
             continue
         path = options.folder / f"{name.replace(':', '_')}.json"
         if options.again or not path.exists():
-            run = raced_once(name, options.folder, config, options.clock)
+            run = raced_once(name, options.folder, config, options.clock, drawn=options.drawn)
             write_bytes(path, json.dumps(run).encode())
         raced.append(json.loads(path.read_text()))
         print(*row_of(raced[-1]), sep="\t", file=sys.stderr, flush=True)
@@ -110,9 +114,9 @@ class _ProcessorTimed:
         return times_ns / 1e6
 
 
-def raced_once(name: str, folder: Path, config: LatencyConfig, clock: str) -> dict[str, object]:
+def raced_once(name: str, folder: Path, config: LatencyConfig, clock: str, *, drawn: bool) -> dict[str, object]:
     """Race one network; return its numbers with the raw samples."""
-    theirs, ours = exported(network_of(name), folder)
+    theirs, ours = exported(network_of(name), folder, drawn=drawn)
     side = NETWORKS[name]
     image = np.random.default_rng(0).random((1, 3, side, side), dtype=np.float32)
     kind = OnnxruntimeRunner if clock == "wall" else _OnProcessorTime
@@ -130,6 +134,7 @@ def raced_once(name: str, folder: Path, config: LatencyConfig, clock: str) -> di
     left = [count_in_onnx(message).batch_norms for message in messages]
     return {
         "network": name,
+        "drawn": drawn,
         "left_theirs": left[0],
         "left_ours": left[1],
         "nodes_theirs": len(messages[0].graph.node),
@@ -147,23 +152,33 @@ def raced_once(name: str, folder: Path, config: LatencyConfig, clock: str) -> di
     }
 
 
-def exported(network: Network, folder: Path) -> tuple[OnnxModel, OnnxModel]:
+def exported(network: Network, folder: Path, *, drawn: bool) -> tuple[OnnxModel, OnnxModel]:
     """Return the network of the other tools and ours, from FOLDER where they are there."""
     side, stem = NETWORKS[network.factory], network.factory.replace(":", "_")
     theirs, ours = folder / f"{stem}.theirs.onnx", folder / f"{stem}.ours.onnx"
     if not theirs.exists():
         with torch.no_grad():
             image = torch.zeros(1, 3, side, side)
-            program = torch.onnx.export(build(network), (image,), input_names=["image"], dynamo=True, verbose=False)
+            program = torch.onnx.export(_built(network, drawn=drawn), (image,), input_names=["image"], dynamo=True, verbose=False)
         if program is None:
             raise RuntimeError("the exporter returned nothing")
         simplified, _ = onnxsim.simplify(program.model_proto)
         write_bytes(theirs, simplified.SerializeToString())
     if not ours.exists():
-        traced = trace(build(network), (InputConfig(name="image", shape=(2, 3, side, side)),))
+        traced = trace(_built(network, drawn=drawn), (InputConfig(name="image", shape=(2, 3, side, side)),))
         graph = fold(traced, FoldConfig(), provenance=Provenance("graph"))
         export_onnx(graph, ours, OnnxConfig(dynamic_batch=False), key="")
     return open_onnx(theirs), open_onnx(ours)
+
+
+def _built(network: Network, *, drawn: bool) -> torch.nn.Module:
+    """Return the network of the zoo, where asked with small random numbers in place of parameters that are zero."""
+    built = build(network)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in built.parameters() if drawn else ():
+        if not parameter.any():
+            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return built
 
 
 if __name__ == "__main__":

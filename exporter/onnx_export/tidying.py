@@ -2,7 +2,8 @@
 
 computed zero biases   a convolution without bias gets one that is computed at run time; for conv3d of the wrong shape. They go.
 constants              shape arithmetic on known shapes becomes constants; BatchNorms are never touched by it.
-reshapes               a target shape that is computed but known up to one axis becomes a constant.
+indices                what is gathered from constants at constant places becomes a constant, such as the biases of an attention.
+reshapes               a target shape that is computed but known up to one axis becomes a constant; of reshapes in a row the last stays.
 names and metadata     each node keeps the name of its module as ``exporter.module``; traces with paths of this machine go.
 """
 
@@ -17,17 +18,23 @@ from onnxscript import optimizer
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules.common import materialize_reshape_shape_rule, no_op_cast_rule
 
+from exporter.onnx_export.reshapes import merge_reshapes_
+
 __all__ = ["tidy_"]
 
 _BIAS_POSITION = {"Conv": 2, "ConvTranspose": 2}
+_GATHERS = {"Gather", "GatherND"}
+_INDEX_ARITHMETIC = {"Expand", "Max", "Min", "Shape", "Unsqueeze"}
+"""What torch puts between an index and its gather."""
 
 
 def tidy_(model: ir.Model, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Run all passes over ``model``, in place, and call its inputs and outputs as told."""
     common.InlinePass()(model)
     _drop_computed_zero_biases_(model)
-    optimizer.fold_constants(model, should_fold=lambda node: False if node.op_type == "BatchNormalization" else None)
+    optimizer.fold_constants(model, should_fold=_should_fold)
     rewrite(model, [materialize_reshape_shape_rule, no_op_cast_rule])
+    merge_reshapes_(model)
     modules = {node: _module_of(node) for node in model.graph.all_nodes()}
     common.ClearMetadataAndDocStringPass()(model)
     for node, module in modules.items():
@@ -48,6 +55,16 @@ def tidy_(model: ir.Model, *, inputs: Sequence[str], outputs: Sequence[str]) -> 
         for value, name in zip(values, names, strict=True):
             value.name = name
     common.NameFixPass()(model)
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """Tell for a node whose inputs are all constants: yes, no, or by the size of its inputs; a large result is never stored."""
+    if node.op_type == "BatchNormalization":
+        return False
+    if node.op_type in _INDEX_ARITHMETIC:
+        first = node.inputs[0]
+        return True if first is not None and first.dtype is not None and first.dtype.is_integer() else None
+    return True if node.op_type in _GATHERS else None
 
 
 def _drop_computed_zero_biases_(model: ir.Model) -> None:
