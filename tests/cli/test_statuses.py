@@ -88,12 +88,14 @@ def test_required_tensorrt_by_configuration_is_status_6(digits: Path, run_cli: R
 
 def test_an_interrupt_is_status_130_and_leaves_nothing_half(digits: Path) -> None:
     """Ctrl-C ends with 130, one line, no traceback; only whole files are left."""
-    script = "import sys; from exporter.cli.app import main; sys.exit(main())"
+    script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from exporter.cli.app import main; sys.exit(main())"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    deadline = time.monotonic() + 120
     with subprocess.Popen(
         [sys.executable, "-c", script, "run"], cwd=digits, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
-        time.sleep(2.5)
+        while not list((digits / ".exporter").glob("*.safetensors")) and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=60)
     assert child.returncode == 130, err

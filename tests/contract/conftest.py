@@ -16,6 +16,13 @@ from releases import RELEASES  # noqa: E402
 from exporter.trt_worker import Service, Worker  # noqa: E402
 
 
+def pytest_collection_modifyitems(items):
+    """Keep these tests in one process: they fetch into one folder."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("contract"))
+
+
 @pytest.fixture(params=RELEASES, ids=str, scope="session")
 def release(request):
     """A release of TensorRT."""

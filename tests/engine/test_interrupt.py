@@ -50,7 +50,7 @@ def test_an_interrupted_build_leaves_nothing(config, onnx_file, scenario, tmp_pa
     command = [
         sys.executable,
         "-c",
-        "import sys; from exporter.cli.app import main; sys.exit(main())",
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from exporter.cli.app import main; sys.exit(main())",
         "build-trt",
         str(onnx_file),
         "-o",

@@ -20,6 +20,13 @@ TRITON_CLIENT = "tritonclient==2.73.0"
 """Only the generated module of Triton's own model_config.proto is taken from it."""
 
 
+def pytest_collection_modifyitems(items):
+    """Keep these tests in the process of those of the contract: they fetch into one folder."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("contract"))
+
+
 @pytest.fixture(scope="session")
 def schema():
     """Triton's own protobuf message for a model's configuration."""
