@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from exporter.artifacts import Refusal
-from exporter.graph.algebra import Float64, largest_of
+from exporter.graph.algebra import largest_of
 from exporter.graph.rewrites.contract import Bypass, Copy, Match, Rewrite, Rewritten
 from exporter.graph.rewrites.linear_numbers import LinearNumbers
 
@@ -64,13 +64,15 @@ def outline_of(rewritten: Rewritten) -> Outline:
     return Outline({name: _parts(numbers) for name, numbers in rewritten.numbers.items()}, rewritten.bypasses, rewritten.copies)
 
 
-def num_not_finite(numbers: Float64, dtype: str) -> int:
-    """Return how many of ``numbers`` a dtype cannot hold."""
-    largest = largest_of(dtype)
-    if not numbers.size or (numbers.max() <= largest and numbers.min() >= -largest):  # no array in between; False for NaN
-        return 0
-    return int(np.count_nonzero(~(np.abs(numbers) <= largest)))
+def num_not_finite(numbers: LinearNumbers, dtype: str) -> tuple[int, int]:
+    """Return how many numbers a dtype cannot hold, and how many there are in the arrays with such numbers."""
+    largest, lost, size = largest_of(dtype), 0, 0
+    for array in numbers.may_exceed(largest):
+        if array.size and not (array.max() <= largest and array.min() >= -largest):  # no array in between; True for NaN
+            lost += int(np.count_nonzero(~(np.abs(array) <= largest)))
+            size += array.size
+    return lost, size
 
 
 def _parts(numbers: LinearNumbers) -> tuple[str, ...]:
-    return tuple(part for part in ("weight", "bias", "border", "ones") if getattr(numbers, part) is not None)
+    return tuple(part for part in ("weight", "bias", "border", "ones") if part == "weight" or getattr(numbers, part) is not None)

@@ -10,6 +10,7 @@ FLOPs, whichever is longer, and machines differ in how many FLOPs they do while 
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable
@@ -112,7 +113,8 @@ def _item_size(dtype: str) -> int:
     return _BYTES.get(dtype, 1)
 
 
-def _count(shape: Iterable[int | str]) -> int:
+@functools.lru_cache(maxsize=1024)
+def _count(shape: tuple[int | str, ...]) -> int:
     return math.prod(map(_number, shape))
 
 

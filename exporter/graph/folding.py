@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator
 
 from torch.export import ExportedProgram
 
@@ -17,7 +16,7 @@ from exporter.graph.aten.normalising import Normalised, normalised_program
 from exporter.graph.aten.reading import ProgramConstants, abstract_graph, count_batch_norms, count_calls, nested_batch_norms
 from exporter.graph.aten.surgery import folded_program
 from exporter.graph.explaining import sketch_of
-from exporter.graph.planning import NewNumbers, Plan, make_plan
+from exporter.graph.planning import Plan, make_plan
 from exporter.graph.replay.document import FoldPlan
 from exporter.graph.replay.recording import recorded
 from exporter.graph.tracing import Traced
@@ -54,9 +53,7 @@ def fold_recorded(traced: Traced, config: FoldConfig, *, provenance: Provenance)
         Refusal(name, RefusalReason.NOT_LINEAR, (), "it stands in a nested graph (torch.cond, or a part that runs with another grad mode)")
         for name in nested_batch_norms(program)
     ]
-    exact = list(reversed(plan.numbers))
-    plan = dataclasses.replace(plan, numbers=tuple(numbers.emptied() for numbers in plan.numbers))
-    folded = folded_program(computed.program, plan, _one_by_one(exact))
+    folded = folded_program(computed.program, plan)
     num_left = count_batch_norms(folded)
     _check_against_plan(plan, num_seen, num_left)
     record = _recorded(program, computed, plan, folded)
@@ -79,12 +76,6 @@ def fold_recorded(traced: Traced, config: FoldConfig, *, provenance: Provenance)
         cost_after=plan.cost_after,
     )
     return graph, record
-
-
-def _one_by_one(numbers: list[NewNumbers]) -> Iterator[NewNumbers]:
-    """Yield the last first and keep none: float64 takes twice the memory of the weights."""
-    while numbers:
-        yield numbers.pop()
 
 
 def _recorded(program: ExportedProgram, computed: Computed, plan: Plan, folded: ExportedProgram) -> FoldPlan | FoldError:

@@ -14,6 +14,7 @@ from exporter.graph.attempts import Attempt, attempt_of, num_not_finite
 from exporter.graph.cost import cost_of_graph, cost_of_operator, pays, total_of
 from exporter.graph.rewrites import AHEAD, BACK, CONSERVATIVE, REWRITES, WITH_WORK, Constants, Copy, LinearNumbers, Rewrite, Rewritten
 from exporter.graph.rewrites.contract import Bypass, linear_of, numbers_given
+from exporter.graph.rewrites.late_weight import LateWeight
 from exporter.graph.rewrites.objections import affine_of
 
 __all__ = ["Copy", "NewNumbers", "Plan", "make_plan"]
@@ -24,7 +25,7 @@ class NewNumbers:
     """New numbers of one linear operator, or of a BatchNorm that stays; float64, not yet rounded.
 
     Attributes:
-        weight: of a BatchNorm, gamma; ``bias`` is beta.
+        given: the weight, or how it is computed; of a BatchNorm, gamma, and ``bias`` is beta.
         bias: None stays absent.
         border: a constant that is added to the output, of shape ``(1, outputs, *spatial)``.
         ones: the weight of one further input channel of each group, behind the others, that is one everywhere and padded with zeros
@@ -32,15 +33,15 @@ class NewNumbers:
     """
 
     operator: str
-    weight: Float64
+    given: Float64 | LateWeight
     bias: Float64 | None
     border: Float64 | None = None
     ones: Float64 | None = None
 
-    def emptied(self) -> NewNumbers:
-        """Return the same without numbers: what there is of them is an empty array."""
-        bias, border, ones = (None if array is None else array[:0].copy() for array in (self.bias, self.border, self.ones))
-        return NewNumbers(self.operator, self.weight[:0].copy(), bias, border, ones)
+    @property
+    def weight(self) -> Float64:
+        """Return the weight, which may be computed anew each time."""
+        return self.given.read() if isinstance(self.given, LateWeight) else self.given
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +219,11 @@ def _too_large(graph: AbstractGraph, affine: Operator, rewritten: Rewritten) -> 
     originals = {copied.name: copied.operator for copied in rewritten.copies}
     for name, new in rewritten.numbers.items():
         dtype = _dtype_of(graph, graph.operators[originals.get(name, name)])
-        for numbers in new.arrays:
-            num_lost = num_not_finite(numbers, dtype)
-            if num_lost:
-                detail = f"{num_lost} of {numbers.size} folded numbers are not finite in {dtype}"
-                culprit = graph.operators[originals.get(name, name)].label
-                return Refusal(affine.module, RefusalReason.OUT_OF_RANGE, (culprit,), detail)
+        num_lost, size = num_not_finite(new, dtype)
+        if num_lost:
+            detail = f"{num_lost} of {size} folded numbers are not finite in {dtype}"
+            culprit = graph.operators[originals.get(name, name)].label
+            return Refusal(affine.module, RefusalReason.OUT_OF_RANGE, (culprit,), detail)
     return None
 
 
@@ -285,4 +285,4 @@ class _Working:
 
     def new_numbers(self, graph: AbstractGraph) -> tuple[NewNumbers, ...]:
         left = ((name, new) for name, new in self._new.items() if name in graph.operators)
-        return tuple(NewNumbers(name, new.weight, new.bias, new.border, new.ones) for name, new in left)
+        return tuple(NewNumbers(name, new.given, new.bias, new.border, new.ones) for name, new in left)

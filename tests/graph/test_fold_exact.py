@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -277,8 +279,9 @@ def test_the_float64_measure_sees_a_wrong_fold():
     graph = folded(Sequence(conv=nn.Conv2d(3, 4, 3), bn=trained(nn.BatchNorm2d(4))))
     unfused = program_in_float64(graph.unfused)
     plan = make_plan(abstract_graph(unfused), ProgramConstants(unfused), FoldConfig())
-    plan.numbers[0].weight[1] *= 1 + 1e-6
-    wrong = folded_program(unfused, plan)
+    weight = plan.numbers[0].weight.copy()
+    weight[1] *= 1 + 1e-6
+    wrong = folded_program(unfused, dataclasses.replace(plan, numbers=(dataclasses.replace(plan.numbers[0], given=weight),)))
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     with torch.inference_mode():
         reference, candidate = unfused.module()(x), wrong.module()(x)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch.export import ExportedProgram
 
@@ -18,20 +16,15 @@ __all__ = ["folded_program"]
 _ATEN = torch.ops.aten
 
 
-def folded_program(program: ExportedProgram, plan: Plan, numbers: Iterable[NewNumbers] | None = None) -> ExportedProgram:
+def folded_program(program: ExportedProgram, plan: Plan) -> ExportedProgram:
     """Return a program with ``plan`` done: new weights, no folded BatchNorm, nothing that only a folded one read.
 
     Tensors that the plan does not touch are shared with ``program``.
-
-    Args:
-        program: what was planned on.
-        plan: of the planner.
-        numbers: instead of the plan's; one after the other, so that none needs to be there longer than it takes to round it.
     """
     editor = ProgramEditor(program)
     for copied in plan.copies:
         editor.copy_(copied.operator, copied.name, copied.readers)
-    for new in plan.numbers if numbers is None else numbers:
+    for new in plan.numbers:
         _write_(editor, new)
     for name, value in plan.bypasses:
         editor.bypass_(name, value)
@@ -52,7 +45,7 @@ def _write_(editor: ProgramEditor, new: NewNumbers) -> None:
     numbers = new.weight
     if new.ones is not None:
         groups = int(call["groups"])
-        numbers = with_input_of_ones(new.weight, new.ones, groups, is_transposed=_is_transposed(product))
+        numbers = with_input_of_ones(numbers, new.ones, groups, is_transposed=_is_transposed(product))
         _append_ones_(editor, product, groups)
     if weight is None:
         _give_(product, 1, "weight", editor.add_constant_(like, numbers, _name_in(stem, "weight")))

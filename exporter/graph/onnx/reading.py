@@ -41,12 +41,15 @@ class ModelConstants:
         self._values = {value.name: value for node in model.graph for value in node.outputs}
         self._values.update(model.graph.initializers)
         self._exact, self._dtypes = exact or {}, dtypes or {}
+        self._tensors: dict[str, ir.TensorProtocol | None] = {}
 
     def read(self, value: str) -> Float64:
-        """Return the numbers of ``value``; every floating dtype fits float64 exactly."""
+        """Return the numbers of ``value``, those of the first time; every floating dtype fits float64 exactly."""
         if value in self._exact:
             return self._exact[value]
-        tensor = known_tensor(self._values[value])
+        if value not in self._tensors:
+            self._tensors[value] = known_tensor(self._values[value])
+        tensor = self._tensors[value]
         if tensor is None:
             raise KeyError(value)
         exact: Float64 = np.asarray(tensor.numpy()).astype(np.float64)

@@ -130,7 +130,7 @@ def _num_lost(attempt: Attempt, outcome: Rewritten, numbers: _Numbers) -> int:
     lost = 0
     for name, new in outcome.numbers.items():
         operator = operators.get(originals.get(name, name), attempt.match.affine)
-        lost += sum(num_not_finite(array, _dtype_of(operator, numbers)) for array in new.arrays)
+        lost += num_not_finite(new, _dtype_of(operator, numbers))[0]
     return lost
 
 
@@ -146,7 +146,7 @@ def _other_plan(attempt: Attempt, found: str) -> FoldError:
 def _rounded(result: Result, own: LinearNumbers) -> NDArray[Any]:
     exact = getattr(own, result.part)
     if result.part == "weight" and own.ones is not None:
-        exact = with_input_of_ones(own.weight, own.ones, result.groups, is_transposed=result.is_transposed)
+        exact = with_input_of_ones(exact, own.ones, result.groups, is_transposed=result.is_transposed)
     return np.ascontiguousarray(rounded_once(exact, result.dtype))
 
 

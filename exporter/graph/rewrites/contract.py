@@ -11,6 +11,7 @@ import numpy as np
 from exporter.artifacts import Refusal
 from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Operator
 from exporter.graph.algebra import Float64, affine_from_batch_norm
+from exporter.graph.rewrites.late_weight import LateWeight
 from exporter.graph.rewrites.linear_numbers import LinearNumbers
 
 __all__ = ["Bypass", "Constants", "Copy", "Match", "Numbers", "Rewrite", "Rewritten", "affine_numbers", "linear_of", "numbers_given"]
@@ -125,7 +126,7 @@ def numbers_given(operator: Operator, constants: Constants) -> LinearNumbers:
         beta = None if role.beta is None else constants.read(role.beta)
         return LinearNumbers(np.ones_like(constants.read(role.mean or "")) if role.gamma is None else constants.read(role.gamma), beta)
     linear = linear_of(operator)
-    return LinearNumbers(constants.read(linear.weight), None if linear.bias is None else constants.read(linear.bias))
+    return LinearNumbers(LateWeight(lambda: constants.read(linear.weight)), None if linear.bias is None else constants.read(linear.bias))
 
 
 def linear_of(operator: Operator) -> Linear:

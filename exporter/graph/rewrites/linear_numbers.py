@@ -12,29 +12,42 @@ The last two hold what a shift becomes where not every output sees all taps (``p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from exporter.graph.abstract import Linear
 from exporter.graph.algebra import Float64, scaled_inputs, scaled_outputs, shifted_bias
+from exporter.graph.rewrites.late_weight import LateWeight
 
 __all__ = ["LinearNumbers"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearNumbers:
-    """Weight, bias, border and ones of a linear operator; float64, not yet rounded."""
+    """Weight, bias, border and ones of a linear operator; float64, not yet rounded.
 
-    weight: Float64
+    Attributes:
+        given: the weight, or how it is computed.
+    """
+
+    given: Float64 | LateWeight
     bias: Float64 | None = None
     border: Float64 | None = None
     ones: Float64 | None = None
 
     @property
-    def arrays(self) -> tuple[Float64, ...]:
-        """Return those that are there."""
-        return tuple(array for array in (self.weight, self.bias, self.border, self.ones) if array is not None)
+    def weight(self) -> Float64:
+        """Return the weight, which may be computed anew each time."""
+        return self.given.read() if isinstance(self.given, LateWeight) else self.given
+
+    def may_exceed(self, largest: float) -> tuple[Float64, ...]:
+        """Return the arrays that may hold a number beyond ``largest`` in magnitude, or NaN."""
+        small = [array for array in (self.bias, self.border, self.ones) if array is not None]
+        is_within = isinstance(self.given, LateWeight) and self.given.bound <= largest
+        return tuple(small) if is_within else (self.weight, *small)
 
     @property
     def is_plain(self) -> bool:
@@ -49,21 +62,24 @@ class LinearNumbers:
             s, t: one number for each output channel.
             with_bias: whether a bias is created where there is none.
         """
-        weight = scaled_outputs(self.weight, s, axis=role.weight_axis, groups=role.groups, is_transposed=role.is_transposed)
+        scale = partial(scaled_outputs, s=s, axis=role.weight_axis, groups=role.groups, is_transposed=role.is_transposed)
         bias = shifted_bias(self.bias, s, t) if self.bias is not None or with_bias else None
         with np.errstate(invalid="ignore", over="ignore"):
             border = None if self.border is None else self.border * s.reshape(1, -1, *[1] * (self.border.ndim - 2))
             ones = None if self.ones is None else self.ones * s.reshape(-1, *[1] * (self.ones.ndim - 1))
-        return LinearNumbers(weight, bias, border, ones)
+        return LinearNumbers(self._scaled(scale, s), bias, border, ones)
 
     def ahead(self, role: Linear, s: Float64) -> LinearNumbers:
         """Return the numbers that give for ``x`` what these give for ``s x``, with one number of ``s`` for each input channel."""
-        weight = scaled_inputs(self.weight, s, axis=role.weight_input_axis, groups=role.groups, is_transposed=role.is_transposed)
-        return replace(self, weight=weight)
+        scale = partial(scaled_inputs, s=s, axis=role.weight_input_axis, groups=role.groups, is_transposed=role.is_transposed)
+        return replace(self, given=self._scaled(scale, s))
 
     def added(self, *, bias: Float64 | None = None, border: Float64 | None = None, ones: Float64 | None = None) -> LinearNumbers:
         """Return the numbers with these added to what is there."""
         return replace(self, bias=_sum(self.bias, bias), border=_sum(self.border, border), ones=_sum(self.ones, ones))
+
+    def _scaled(self, scale: Callable[[Float64], Float64], s: Float64) -> Float64 | LateWeight:
+        return self.given.scaled(scale, s) if isinstance(self.given, LateWeight) else scale(self.given)
 
 
 def _sum(one: Float64 | None, other: Float64 | None) -> Float64 | None:

@@ -91,7 +91,7 @@ class ResidualBranch:
                     return Refusal(match.affine.module, RefusalReason.WRONG_AXIS, (product.label,), detail)
                 taps, channels = weight.reshape(*weight.shape[:2], -1), np.arange(s.size)  # taps are a view
                 taps[channels, channels % weight.shape[1], flat_taps(identity_window(product), product)[0]] += 1.0
-                have, shift = replace(have, weight=weight), t
+                have, shift = replace(have, given=weight), t
             new[product.name] = have.behind(role, s, shift, with_bias=product is branches.kept)
         kinds = "+".join((*(product.kind for product in match.absorbers), "x"))
         changed = (*(product.module for product in branches.products), *branches.sums)
