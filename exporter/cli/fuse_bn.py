@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.explaining import explain_option, show_explanations
+from exporter.cli.explaining import explain_option
+from exporter.cli.folds import show_fold
 from exporter.cli.options import (
     LocationType,
     config_option,
@@ -67,7 +68,6 @@ def command(
     from exporter.cli.folders import workspace_of
     from exporter.cli.fuse_onnx import fuse_onnx, names_onnx_file
     from exporter.cli.verdicts import show_verdicts
-    from exporter.report import render_fold
 
     fold = {"keep": list(keep) or None, "level": fold_level, "input": list(fold_input) or None}
     if model is not None and names_onnx_file(model):
@@ -94,20 +94,10 @@ def command(
     workspace = workspace_of(config, screen, fold=output)
     graph = workspace.graph
     screen.close()
-    costs = (graph.cost_before, graph.cost_after)
-    screen.show(render_fold(graph.folded, graph.refusals, graph.num_batch_norms, graph.ops_before, graph.ops_after, costs=costs))
-    explained = show_explanations(screen, graph, explain)
     result = {
-        "folded": to_json(graph.folded),
-        "refusals": to_json(graph.refusals),
-        "num_batch_norms": graph.num_batch_norms,
-        "ops_before": graph.ops_before,
-        "ops_after": graph.ops_after,
-        "cost_before": to_json(graph.cost_before),
-        "cost_after": to_json(graph.cost_after),
+        **show_fold(screen, graph, explain),
         "path": str(graph.path),
         "sha256": graph.digest.hex if graph.digest else "",
-        **explained,
     }
     written = [f"→ {graph.path}"]
     if plan is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.explaining import show_explanations
+from exporter.cli.folds import show_fold
 from exporter.cli.options import config_with, given_inputs
 from exporter.cli.screen import Screen
 
@@ -49,7 +49,6 @@ def fuse_onnx(
     from exporter.cli.verdicts import show_verdicts
     from exporter.onnx_export import read_onnx
     from exporter.onnx_folding import check_fold, feeds_for, fold_file
-    from exporter.report import render_fold
 
     config = config_with(config_path, fold=dict(fold))
     given = read_onnx(path)
@@ -57,21 +56,11 @@ def fuse_onnx(
     screen.progress("fold", 0, 1)
     done = fold_file(given, output or work_folder(config) / f"{path.stem}.fused.onnx", config)
     screen.close()
-    folded, written = done.folded, done.written
-    costs = (folded.cost_before, folded.cost_after)
-    screen.show(render_fold(folded.folded, folded.refusals, folded.num_batch_norms, folded.ops_before, folded.ops_after, costs=costs))
-    explained = show_explanations(screen, folded, explain)
+    written = done.written
     result = {
-        "folded": to_json(folded.folded),
-        "refusals": to_json(folded.refusals),
-        "num_batch_norms": folded.num_batch_norms,
-        "ops_before": folded.ops_before,
-        "ops_after": folded.ops_after,
-        "cost_before": to_json(folded.cost_before),
-        "cost_after": to_json(folded.cost_after),
+        **show_fold(screen, done.folded, explain),
         "path": str(written.path),
         "sha256": written.digest.hex,
-        **explained,
     }
     status = 0
     if check:

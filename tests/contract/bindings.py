@@ -23,8 +23,18 @@ from releases import Release
 LARGE = os.environ.get("EXPORTER_CONTRACT_LARGE") == "1"
 REQUIRED = os.environ.get("EXPORTER_REQUIRE_CONTRACT") == "1"
 CACHE = Path(os.environ.get("EXPORTER_CONTRACT_CACHE") or Path(platformdirs.user_cache_dir("exporter")) / "contract")
+PIP_DOWNLOAD = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "30", "--no-deps")
+"""Gives up soon where there is no registry."""
+
 _NUMPY = "numpy==1.26.4"  # what an interpreter of its own gets; TensorRT 8 is older than NumPy 2
 _OFFLINE: list[str] = []
+
+
+def in_one_process(items, folder: Path) -> None:
+    """Keep the tests below ``folder`` in one process with all others that fetch into the cache folder."""
+    for item in items:
+        if folder in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("contract"))
 
 
 def lacking(reason: str):
@@ -146,19 +156,17 @@ def download(release: Release, into: Path) -> Path:
         if _OFFLINE:
             lacking(_OFFLINE[0])
         command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--retries",
-            "1",
-            "--timeout",
-            "30",
-            "--no-deps",
+            *PIP_DOWNLOAD,
+            "--only-binary=:all:",
+            "--python-version",
+            f"3.{minor_for(release)}",
+            "--implementation",
+            "cp",
+            "--abi",
+            tag,
+            "--abi",
+            "none",
         ]
-        command += ["--only-binary=:all:", "--python-version", f"3.{minor_for(release)}", "--implementation", "cp", "--abi", tag, "--abi", "none"]
         command += ["--dest", str(into)]
         for platform_tag in ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux_2_31_x86_64"):
             command += ["--platform", platform_tag]

@@ -223,12 +223,14 @@ def watched(folder: Path) -> Iterator[None]:
     if not _installed:
         sys.addaudithook(_hook)
         _installed.append(True)
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a module imported late would leave its bytecode beside it
     _watching.append(folder)
     _seen.clear()
     try:
         yield
     finally:
         _watching.pop()
+        sys.dont_write_bytecode = written
         if _seen:
             raise Broken(f"while looking at a file: {_seen[0]}")
 

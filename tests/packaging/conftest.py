@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "contract"))
 
-from bindings import CACHE, lacking
+from bindings import CACHE, PIP_DOWNLOAD, in_one_process, lacking
 
 from exporter.artifacts import Digest, OnnxModel, Plan, Profile, Provenance, TensorSpec
 from exporter.records import write_record
@@ -22,9 +22,7 @@ TRITON_CLIENT = "tritonclient==2.73.0"
 
 def pytest_collection_modifyitems(items):
     """Keep these tests in the process of those of the contract: they fetch into one folder."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("contract"))
+    in_one_process(items, Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")
@@ -33,20 +31,7 @@ def schema():
     folder = CACHE / TRITON_CLIENT.replace("==", "-")
     source = folder / "model_config_pb2.py"
     if not source.exists():
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--retries",
-            "1",
-            "--timeout",
-            "30",
-            "--no-deps",
-        ]
-        done = subprocess.run([*command, "--dest", str(folder), TRITON_CLIENT], capture_output=True, text=True, check=False)
+        done = subprocess.run([*PIP_DOWNLOAD, "--dest", str(folder), TRITON_CLIENT], capture_output=True, text=True, check=False)
         if done.returncode:
             lacking(f"{TRITON_CLIENT} could not be downloaded: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
         with zipfile.ZipFile(next(folder.glob("tritonclient-*.whl"))) as archive:
