@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from exporter.artifacts import (
-    Checkpoint,
     Digest,
     Graph,
-    LayoutReading,
     OnnxModel,
     Plan,
     Profile,
@@ -26,22 +24,20 @@ from exporter.artifacts import (
     TensorSpec,
     Weights,
 )
-from exporter.checkpoint import open_checkpoint
-from exporter.config import BakeConfig, Config, ModelConfig
-from exporter.errors import ConfigError, FoldError
+from exporter.config import BakeConfig, Config
+from exporter.errors import FoldError
 from exporter.half_range import range_check
-from exporter.locations import Location
+from exporter.inputs import Inputs
 from exporter.older_opset import check_with, lower_for_tensorrt_8, needs_lowering
 from exporter.records import record_path
 from exporter.selection import RAW, copy_named, require_labelled, select
-from exporter.weights import bake, identify, load_weights, read_layout, weights_key
+from exporter.weights import bake, load_weights, weights_key
 
 if TYPE_CHECKING:
     from torch import nn
     from typing_extensions import Self
 
     from exporter.engine import EngineSupport
-    from exporter.samples import Samples
 
 __all__ = ["Progress", "Workspace"]
 
@@ -49,14 +45,11 @@ Progress: TypeAlias = Callable[[str, int, int], bool]
 """Called with what is going on, steps done and steps in all; returning False asks the work to stop."""
 
 
-_NAME_A_MODEL = 'name the code that builds it: factory = "timm:resnet50", "package.module:callable" or "path/to/file.py:callable"'
-
-
 def _silent(what: str, done: int, total: int) -> bool:  # noqa: ARG001 - the signature of Progress
     return True
 
 
-class Workspace:
+class Workspace(Inputs):
     """The artefacts of one configuration.
 
     Args:
@@ -69,7 +62,7 @@ class Workspace:
     def __init__(
         self, config: Config, *, folder: Path | None = None, outputs: Mapping[str, Path] | None = None, progress: Progress = _silent
     ) -> None:
-        self.config = config
+        super().__init__(config)
         self.folder = folder if folder is not None else config.work_dir
         self.outputs = dict(outputs or {})
         self.progress = progress
@@ -77,95 +70,6 @@ class Workspace:
         self.onnx_opset17: OnnxModel | None = None
         """The model that the engine was built from, where its TensorRT does not read the opset of ``onnx``."""
         self._selection: Selection | None = None
-
-    # ---------------------------------------------------------------------------------------------------------------
-    # inputs
-
-    @property
-    def checkpoint_path(self) -> Location:
-        """Return the checkpoint of the configuration.
-
-        Raises:
-            ConfigError: none is configured.
-        """
-        path = self.config.checkpoint_at
-        if path is None:
-            help_text = 'name it on the command line, or write checkpoint = "..." into exporter.toml (exporter init CKPT writes one)'
-            raise ConfigError("E705", "no checkpoint is named", facts={"in": self.config.base / "exporter.toml"}, help=help_text)
-        return path
-
-    @functools.cached_property
-    def checkpoint(self) -> Checkpoint:
-        """The checkpoint, opened without loading a tensor and without running anything."""
-        return open_checkpoint(self.checkpoint_path)
-
-    @functools.cached_property
-    def checkpoint_digest(self) -> Digest:
-        """What identifies the checkpoint."""
-        return identify(self.checkpoint, self.config.weights.digest)
-
-    @functools.cached_property
-    def reading(self) -> LayoutReading:
-        """What the layout says of the checkpoint."""
-        return read_layout(self.checkpoint, decay=self.config.weights.decay)
-
-    @functools.cached_property
-    def parameter_order(self) -> tuple[TensorSpec, ...] | None:
-        """Name and shape of the model's parameters in its own order, where an average is a list without names and a model is known.
-
-        Raises:
-            ExportError: the model's code cannot be run.
-        """
-        if not self.reading.needs_parameter_order or (self.config.model.factory == "auto" and not self.reading.model):
-            return None
-        from exporter.factories import build_model
-
-        parameters = build_model(self.model, base=self.config.base).named_parameters()
-        return tuple(TensorSpec(name, tuple(parameter.shape), str(parameter.dtype).removeprefix("torch.")) for name, parameter in parameters)
-
-    @functools.cached_property
-    def samples(self) -> Samples | None:
-        """The recorded samples, None where none are configured."""
-        if self.config.samples.path is None:
-            return None
-        from exporter.samples import read_samples
-
-        return read_samples(self.config.resolve(self.config.samples.path), labels=self.config.samples.labels)
-
-    @functools.cached_property
-    def model(self) -> ModelConfig:
-        """The model with ``auto`` replaced by what the trainer wrote into the checkpoint; arguments that are configured count before its own.
-
-        Raises:
-            ConfigError: no model is named (E708), or ``auto`` was asked for and the checkpoint does not say which model it
-                belongs to (E706).
-        """
-        if not self.config.model.factory:
-            raise ConfigError("E708", "no model is named", facts={"at": "model -> factory", "found": "an empty text"}, help=_NAME_A_MODEL)
-        if self.config.model.factory != "auto":
-            return self.config.model
-        if not self.reading.model:
-            raise ConfigError(
-                "E706",
-                "the checkpoint does not say which model it belongs to",
-                facts={"file": self.checkpoint.path, "layout": self.reading.layout, "at": "model -> factory", "found": "auto"},
-                help=_NAME_A_MODEL,
-            )
-        arguments = {**self.reading.model_arguments, **self.config.model.arguments}
-        return self.config.model.replace(factory=self.reading.model, arguments=arguments)
-
-    @property
-    def largest_batch(self) -> int:
-        """Return the largest batch that any check runs."""
-        return max(self.config.latency.batch, self.config.samples.random, *self.config.parity.batches)
-
-    @property
-    def stem(self) -> str:
-        """Stem of the names of all artefacts."""
-        return self.checkpoint_path.stem
-
-    # ---------------------------------------------------------------------------------------------------------------
-    # the chain
 
     @functools.cached_property
     def weights(self) -> Weights:
