@@ -158,6 +158,9 @@ class TensorrtConfig(Section):
         hardware_compatibility: GPUs beside this one that the engine runs on; it is slower for it.
         refittable: the engine takes new weights later; it is slower, and no claim of latency is made with it.
         stripped: the plan leaves without its weights, which ``build-trt --refit`` puts in; it is refittable too.
+        version_compatible: later releases of TensorRT run the plan too; it carries code for the host, and takes no new weights.
+        weight_streaming: weights may stay in the host's memory and be copied for each call.
+        weight_streaming_budget_mib: device memory for the weights of such an engine when it is loaded; None leaves it to TensorRT.
         cache: folder of timing caches and engines; none means the user's cache folder.
         cache_mib: room for engines in it; 0 keeps none.
     """
@@ -175,6 +178,9 @@ class TensorrtConfig(Section):
     hardware_compatibility: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
     refittable: bool = False
     stripped: bool = False
+    version_compatible: bool = False
+    weight_streaming: bool = False
+    weight_streaming_budget_mib: int | None = setting(default=None, ge=0)
     cache: Path | None = None
     cache_mib: int = setting(default=8192, ge=0)
 

@@ -26,6 +26,7 @@ __all__ = ["command"]
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="Effort of the builder; default: 3.")
 @click.option("--refittable/--no-refittable", default=None, help="Let the engine take new weights later; slower, and never raced. Default: no.")
 @click.option("--stripped/--no-stripped", default=None, help="Leave the weights out of the plan, for --refit to put in; default: no.")
+@click.option("--version-compatible/--no-version-compatible", default=None, help="Let later releases of TensorRT run the plan; default: no.")
 @click.option(
     "--refit", "refitted", metavar="PLAN", type=click.Path(path_type=Path), help="Give PLAN the weights of a checkpoint, then check its parity."
 )
@@ -44,6 +45,7 @@ def command(
     optimization_level: int | None,
     refittable: bool | None,
     stripped: bool | None,
+    version_compatible: bool | None,
     refitted: Path | None,
     python: str | None,
     output: Path | None,
@@ -60,6 +62,7 @@ def command(
     """
     from exporter.artifacts import to_json
     from exporter.cli.folders import workspace_of
+    from exporter.engine import check_settings
 
     settings = {
         "profiles": list(profiles) or None,
@@ -68,12 +71,14 @@ def command(
         "optimization_level": optimization_level,
         "refittable": refittable,
         "stripped": stripped,
+        "version_compatible": version_compatible,
         "python": python,
         "required": True,
     }
     if refitted is not None:
         return _refit(screen, refitted, config_with(config_path, checkpoint=source, tensorrt=settings), output)
     workspace = workspace_of(config_with(config_path, tensorrt=settings), screen, engine=output)
+    check_settings(workspace.config.tensorrt)
     workspace.require_engine()
     if source is None:
         model = workspace.onnx

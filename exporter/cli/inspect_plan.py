@@ -55,9 +55,15 @@ def _lines(path: Path, sha256: str, content: Mapping[str, Any]) -> list[str]:
         lines.append(f"profile  {index}: {shapes}")
     lines.append(
         f"build    {content['build_seconds']:.1f} s, optimization level {settings['optimization_level']}, {settings['workspace_mib']} MiB workspace, "
-        f"timing cache: {content.get('timing_cache', 'none')}{', refittable' if content.get('refittable') else ''}"
+        f"timing cache: {content.get('timing_cache', 'none')}{_abilities(content)}"
     )
     lines += [f"warning  {text}" for text in warnings[:_SHOWN_WARNINGS]]
     if len(warnings) > _SHOWN_WARNINGS:
         lines.append(f"         and {len(warnings) - _SHOWN_WARNINGS} more")
     return lines
+
+
+def _abilities(content: Mapping[str, Any]) -> str:
+    """Return what the plan can do that not every plan can, with a comma before each."""
+    names = {"refittable": "refittable", "version_compatible": "version-compatible", "weight_streaming": "weights streamed"}
+    return "".join(f", {name}" for key, name in names.items() if content.get(key))

@@ -7,6 +7,7 @@ with this machine's secret, which says what it was built from, with which settin
 from __future__ import annotations
 
 from exporter.engine.building import build_engine, plan_key
+from exporter.engine.demands import check_settings
 from exporter.engine.inspection import layers_of, read_sidecar
 from exporter.engine.making import cache_folder, make_engine
 from exporter.engine.plans import load_plan
@@ -18,6 +19,7 @@ __all__ = [
     "EngineSupport",
     "build_engine",
     "cache_folder",
+    "check_settings",
     "format_profile",
     "layers_of",
     "load_plan",

@@ -10,6 +10,7 @@ from typing import Any
 from exporter import __version__
 from exporter.artifacts import Digest, OnnxModel, Plan, Profile, Provenance
 from exporter.config import TensorrtConfig
+from exporter.engine.demands import check_settings
 from exporter.engine.plans import plan_content, plan_from_content
 from exporter.engine.support import EngineSupport
 from exporter.engine.timing_cache import held_timing_cache, timing_key
@@ -23,7 +24,9 @@ __all__ = ["build_engine", "plan_key"]
 SHORT_NAMES = {"float64": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 """Precision of a model -> that of its engine; TensorRT has no float64."""
 _PROBE_LIMIT_S = 120.0
-_BUILDER_FLAGS = ("strict_nans", "batch_invariant", "hardware_compatibility", "refittable", "stripped")
+_BUILDER_FLAGS = (
+    "strict_nans", "batch_invariant", "hardware_compatibility", "refittable", "stripped", "version_compatible", "weight_streaming",
+)  # fmt: skip
 _CONTENT_SETTINGS = ("tf32", "workspace_mib", "optimization_level", "timing_iterations", *_BUILDER_FLAGS)
 """The settings that decide what a plan is; the others decide how it is made."""
 
@@ -65,10 +68,12 @@ def build_engine(
 
     Raises:
         ArtifactError: the ONNX file is not the one that ``model`` describes (E526).
+        ConfigError: two settings exclude each other (E555).
         EngineBuildError: E501 to E507, E522, E523, E541, E545, E546.
         ModelNotSupported: E524.
         EnvironmentLacking: E851 to E858.
     """
+    check_settings(config)
     found = digest_of_file(model.path)
     if found.hex != model.digest.hex:
         facts = {"file": model.path, "found": found, "expected": model.digest}

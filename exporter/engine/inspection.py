@@ -10,7 +10,7 @@ from exporter.artifacts import Plan
 from exporter.config import TensorrtConfig
 from exporter.errors import ArtifactError
 from exporter.records import verify_record
-from exporter.trt_worker import Worker
+from exporter.trt_worker import Worker, loading_arguments
 
 __all__ = ["layers_of", "read_sidecar"]
 
@@ -32,11 +32,11 @@ def layers_of(plan: Plan, config: TensorrtConfig) -> dict[str, str]:
     """Return layer -> precision, from the engine itself, which is loaded in the worker.
 
     Raises:
-        ArtifactError: TensorRT does not accept the plan (E521), or it is not the one of its record (E723).
+        ArtifactError: TensorRT does not accept the plan (E521), or plan or record are not ours (E721 to E723).
         EnvironmentLacking: E851 to E858.
     """
+    arguments = loading_arguments(plan.path, plan.digest.hex, read_sidecar(plan.path), config)
     with Worker(config.python) as worker:
-        arguments = {"path": str(plan.path.absolute()), "sha256": plan.digest.hex}
         worker.request("load", arguments, limit_s=config.timeout_s)
         layers: dict[str, str] = worker.request("layers", limit_s=config.timeout_s).value["layers"]
     return layers

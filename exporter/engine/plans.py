@@ -56,6 +56,8 @@ def plan_content(
         "disabled_tactic_sources": facts["disabled_tactic_sources"],
         "refittable": config.refittable or config.stripped,
         "stripped": config.stripped,
+        "version_compatible": config.version_compatible,
+        "weight_streaming": config.weight_streaming,
         "structure": structure_digest(model) if config.refittable or config.stripped else "",
         "timing_cache": facts["timing_cache"],
         "warnings": facts["warnings"],

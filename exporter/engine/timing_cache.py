@@ -23,7 +23,9 @@ from exporter.records import read_record, write_record
 __all__ = ["TimingCache", "held_timing_cache", "timing_key"]
 
 _POLL_S = 0.1
-_FLAGS = ("tf32", "strict_nans", "batch_invariant", "hardware_compatibility", "refittable", "stripped")
+_FLAGS = (
+    "tf32", "strict_nans", "batch_invariant", "hardware_compatibility", "refittable", "stripped", "version_compatible", "weight_streaming",
+)  # fmt: skip
 _WAITING = "waiting for another build"
 
 

@@ -19,7 +19,7 @@ from exporter.files import digest_of_file
 from exporter.records import verify_record
 from exporter.runners.base import Array, Feed, PreparedCall
 from exporter.runners.feed_check import check_feed
-from exporter.trt_worker import Worker, pack_arrays, unpack_arrays
+from exporter.trt_worker import Worker, loading_arguments, pack_arrays, unpack_arrays
 
 __all__ = ["TensorrtRunner"]
 
@@ -68,7 +68,7 @@ class TensorrtRunner:
             facts = {"file": self._plan.path, "expected": "a plan with weights"}
             help_text = "put a checkpoint's in: exporter build-trt --refit PLAN CKPT -o NEW"
             raise ArtifactError("E547", "this plan was built without its weights", facts=facts, help=help_text)
-        verify_record(self._plan.path)
+        content = verify_record(self._plan.path)
         found = digest_of_file(self._plan.path)
         if found.hex != self._plan.digest.hex:
             raise ArtifactError(
@@ -77,7 +77,7 @@ class TensorrtRunner:
         worker = Worker(self._config.python)
         worker.__enter__()
         try:
-            arguments = {"path": str(self._plan.path.absolute()), "sha256": self._plan.digest.hex}
+            arguments = loading_arguments(self._plan.path, self._plan.digest.hex, content, self._config)
             value = worker.request("load", arguments, limit_s=self._config.timeout_s).value
             self._engine_dtypes = {tensor["name"]: _ENGINE_DTYPES[tensor["dtype"]] for tensor in value["tensors"]}
             self._check_tensors()

@@ -8,6 +8,7 @@ needs the standard library, numpy, TensorRT and the NVIDIA driver, nothing else 
 from __future__ import annotations
 
 from exporter.trt_worker.client import Reply, Service, Worker
+from exporter.trt_worker.loading import loading_arguments
 from exporter.trt_worker.protocol import pack_arrays, unpack_arrays
 
-__all__ = ["Reply", "Service", "Worker", "pack_arrays", "unpack_arrays"]
+__all__ = ["Reply", "Service", "Worker", "loading_arguments", "pack_arrays", "unpack_arrays"]

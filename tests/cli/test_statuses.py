@@ -160,6 +160,7 @@ def test_options_are_frozen() -> None:
             "--refittable",
             "--stripped",
             "--tf32",
+            "--version-compatible",
             "--workspace-mib",
         ],
         "package": ["--config", "--device", "--instances", "--max-batch", "--name", "--queue-delay-us", "--triton"],

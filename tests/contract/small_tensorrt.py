@@ -15,6 +15,7 @@ import numpy as np
 from guarded import Guarded, GuardedModule
 
 NUM_CLASSES = 10
+STREAMABLE_BYTES = 1 << 20
 NUMPY = {"FLOAT": np.float32, "INT32": np.int32, "INT64": np.int64}
 
 
@@ -95,6 +96,7 @@ class Builder:
         flags = self.world.record["flags"]
         weights = None if {"BuilderFlag.STRIP_PLAN", "BuilderFlag.WEIGHTLESS"} & set(flags) else self.world.weights
         facts = {"profiles": profiles, "weights": weights, "refittable": "BuilderFlag.REFIT" in flags}
+        facts |= {"host_code": "BuilderFlag.VERSION_COMPATIBLE" in flags, "streams": "BuilderFlag.WEIGHT_STREAMING" in flags}
         return bytearray(json.dumps({**facts, **self.world.scenario.get("engine", {})}).encode())
 
     def tell_progress(self, monitor) -> bool:
@@ -138,6 +140,9 @@ class Parser:
     def __init__(self, world, logger) -> None:
         self.world, self.logger = world, logger
         self.num_errors = 7 if world.scenario.get("parser_refuses") else 0
+
+    def set_flag(self, flag):
+        self.world.record["flags"][str(flag)] = True
 
     def parse_from_file(self, model):
         self.world.record["onnx_bytes"] = len(Path(model).read_bytes())
@@ -233,6 +238,7 @@ class TimingCache:
 class Runtime:
     def __init__(self, world, logger) -> None:
         self.world, self.logger = world, logger
+        self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, serialized_engine):
         try:
@@ -241,6 +247,9 @@ class Runtime:
             plan = None
         if plan is None or self.world.scenario.get("plan_refused"):
             self.world.say(self.logger, "The engine plan file is generated on an incompatible device")
+            return None
+        if plan.get("host_code") and not self.engine_host_code_allowed:
+            self.world.say(self.logger, "Engine contains host code, which is not allowed")
             return None
         return self.world.make("ICudaEngine", Engine(self.world, plan))
 
@@ -253,6 +262,29 @@ class Engine:
         self.tensors = [("image", "INPUT", "FLOAT", (-1, 1, 8, 8)), ("logits", "OUTPUT", plan.get("output_dtype", "FLOAT"), (-1, NUM_CLASSES))]
         self.num_io_tensors = len(self.tensors)
         self.num_optimization_profiles = len(self.profiles)
+        self.streamable_weights_size = STREAMABLE_BYTES if plan.get("streams") else 0
+        self.minimum_weight_streaming_budget = STREAMABLE_BYTES // 4
+
+    @property
+    def weight_streaming_budget_v2(self):
+        return self.world.record.get("budget", self.streamable_weights_size)
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, value):
+        if not self.world.scenario.get("budget_refused"):
+            self.world.record["budget"] = value
+
+    @property
+    def weight_streaming_budget(self):
+        return self.world.record.get("budget", 0)
+
+    @weight_streaming_budget.setter
+    def weight_streaming_budget(self, value):
+        if not self.world.scenario.get("budget_refused"):
+            self.world.record["budget"] = value
+
+    def get_weight_streaming_automatic_budget(self):
+        return STREAMABLE_BYTES // 2
 
     def create_serialization_config(self):
         return self.world.make("ISerializationConfig", SerializationConfig())

@@ -133,10 +133,12 @@ def test_refit_is_a_flag(release, start, request_arguments):
         ({"strict_nans": True}, (10, 6), "BuilderFlag.STRICT_NANS"),
         ({"stripped": True}, (10, 0), "BuilderFlag.REFIT"),
         ({"batch_invariant": True}, (10, 12), "BuilderFlag.DISTRIBUTIVE_INDEPENDENCE"),
+        ({"version_compatible": True}, (8, 6), "BuilderFlag.VERSION_COMPATIBLE"),
+        ({"weight_streaming": True}, (10, 0), "BuilderFlag.WEIGHT_STREAMING"),
         ({"hardware_compatibility": "ampere_plus"}, (8, 6), "HardwareCompatibilityLevel.AMPERE_PLUS"),
         ({"hardware_compatibility": "same_compute_capability"}, (10, 9), "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY"),
     ],
-    ids=["strict nans", "stripped", "batch invariant", "ampere", "same compute capability"],
+    ids=["strict nans", "stripped", "batch invariant", "versions", "weight streaming", "ampere", "same compute capability"],
 )
 def test_a_wish_is_fulfilled_or_refused(release, start, request_arguments, wish, first, name):
     """What a release has is set; what it does not have is refused with the release that has it, never left out in silence."""

@@ -23,6 +23,10 @@ USED_ONLY_WITH = {
     "trt.OnnxParserRefitter": "parser refitter",
     "trt.BuilderFlag.STRICT_NANS": "strict nans",
     "trt.BuilderFlag.STRIP_PLAN": "stripped plans",
+    "trt.BuilderFlag.VERSION_COMPATIBLE": "version compatibility",
+    "trt.BuilderFlag.WEIGHT_STREAMING": "weight streaming",
+    "trt.OnnxParserFlag": "native instance norm",
+    "trt.OnnxParserFlag.NATIVE_INSTANCENORM": "native instance norm",
     "trt.SerializationFlag": "parser refitter",
     "trt.SerializationFlag.EXCLUDE_WEIGHTS": "parser refitter",
     "trt.SerializationFlag.INCLUDE_REFIT": "refit flag of a plan",
@@ -51,6 +55,10 @@ SHOWN_BY = {
     "batch invariance": "trt.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE",
     "stripped plans": "trt.BuilderFlag.STRIP_PLAN",
     "refit flag of a plan": "trt.SerializationFlag.INCLUDE_REFIT",
+    "native instance norm": "trt.OnnxParserFlag.NATIVE_INSTANCENORM",
+    "version compatibility": "trt.Runtime.engine_host_code_allowed",
+    "weight streaming": "trt.BuilderFlag.WEIGHT_STREAMING",
+    "weight streaming budget": "trt.ICudaEngine.weight_streaming_budget_v2",
 }
 KEPT_FOR_NOTHING = {"explicit batch", "precision flags", "tactic libraries"}
 """Still named by releases that make no use of them any more: up to 10.16."""

@@ -17,6 +17,7 @@ from exporter.errors import EngineBuildError, ModelNotSupported
 from exporter.trt_worker.serving.cuda import Device
 from exporter.trt_worker.serving.features import has
 from exporter.trt_worker.serving.inspecting import precision_shares
+from exporter.trt_worker.serving.loading import Loading, deserialize
 from exporter.trt_worker.serving.loop import Call
 from exporter.trt_worker.serving.tensorrt_module import Messages, construct, make_logger
 from exporter.trt_worker.serving.timing import begin_timing, end_timing
@@ -47,6 +48,8 @@ class BuildRequest:
         hardware_compatibility: GPUs beside this one that the plan runs on: ``none``, ``same_compute_capability``, ``ampere_plus``.
         refittable: the plan takes new weights later.
         stripped: the plan leaves without its weights, to take them later.
+        version_compatible: later releases of TensorRT run the plan.
+        weight_streaming: weights may stay in the host's memory.
         timing_cache: attach a timing cache, and hand it back.
         disable_tactic_libraries: switch tactics of cuBLAS and cuDNN off even where the libraries are there (before TensorRT 10).
     """
@@ -62,6 +65,8 @@ class BuildRequest:
     hardware_compatibility: str = "none"
     refittable: bool = False
     stripped: bool = False
+    version_compatible: bool = False
+    weight_streaming: bool = False
     timing_cache: bool = False
     precision: str = "fp32"
     disable_tactic_libraries: bool = False
@@ -91,12 +96,19 @@ def build(trt: Any, request: BuildRequest, call: Call, device: Device) -> Built:
         ModelNotSupported: an input is a shape tensor (E524).
         NoGpu: TensorRT finds no usable device (E858).
     """
-    started = time.monotonic()
     messages = Messages()
+    with messages.in_errors():
+        return _build(trt, request, call, device, messages)
+
+
+def _build(trt: Any, request: BuildRequest, call: Call, device: Device, messages: Messages) -> Built:  # noqa: ANN401 - TensorRT has no types
+    started = time.monotonic()
     logger = make_logger(trt, messages)
     builder = construct(trt.Builder, logger, messages=messages)
     network = _checked(builder.create_network(_network_flags(trt)), "create_network", messages)
     parser = construct(trt.OnnxParser, network, logger, messages=messages)
+    if has(trt, "native instance norm") and (request.version_compatible or request.hardware_compatibility != "none"):
+        parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)  # the plugin in its place is not compatible with anything
     call.progress("parse", 0, 1)
     if not parser.parse_from_file(request.onnx_path):
         raise _parser_error(trt, parser, request, messages)
@@ -117,7 +129,7 @@ def build(trt: Any, request: BuildRequest, call: Call, device: Device) -> Built:
     plan = memoryview(memory).cast("B")
     seconds = time.monotonic() - started
     call.progress("inspect", 0, 1)
-    information, tensors = _inspect(trt, logger, plan, messages)
+    information, tensors = _inspect(trt, logger, plan, request, messages)
     shares = precision_shares(information)
     check_precision(shares, request.precision)
     call.progress("inspect", 1, 1)
@@ -227,9 +239,15 @@ def _make_monitor(trt: Any, call: Call) -> Any:  # noqa: ANN401 - a class of Ten
     return Monitor()
 
 
-def _inspect(trt: Any, logger: Any, plan: memoryview, messages: Messages) -> tuple[str, list[dict[str, Any]]]:  # noqa: ANN401 - TensorRT has no types
+def _inspect(
+    trt: Any,  # noqa: ANN401 - TensorRT has no types
+    logger: Any,  # noqa: ANN401
+    plan: memoryview,
+    request: BuildRequest,
+    messages: Messages,
+) -> tuple[str, list[dict[str, Any]]]:
     runtime = construct(trt.Runtime, logger, messages=messages)
-    engine = _checked(runtime.deserialize_cuda_engine(plan), "deserialize_cuda_engine", messages)
+    engine = _checked(deserialize(trt, runtime, plan, Loading(host_code=request.version_compatible), messages), "deserialize_cuda_engine", messages)
     inspector = _checked(engine.create_engine_inspector(), "create_engine_inspector", messages)
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON)), describe_tensors(trt, engine)
 

@@ -67,11 +67,12 @@ class EngineService:
 
     def load(self, call: Call) -> _Answer:
         """Load a plan."""
+        from exporter.trt_worker.serving.loading import Loading
         from exporter.trt_worker.serving.session import Session
 
         driver = self._start_cuda()
         self._forget()
-        self._session = Session(self.tensorrt(), driver, call.arguments["path"], call.arguments["sha256"])
+        self._session = Session(self.tensorrt(), driver, call.arguments["path"], call.arguments["sha256"], Loading.from_json(call.arguments))
         return {"tensors": self._session.tensors, "load_ms": self._session.load_ms}, ()
 
     def layers(self, call: Call) -> _Answer:  # noqa: ARG002 - a handler's signature

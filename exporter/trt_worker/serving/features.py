@@ -23,6 +23,10 @@ FEATURES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "progress monitor": ((10, 0), _NEVER_REMOVED),
     "named parser errors": ((10, 0), _NEVER_REMOVED),
     "parser refitter": ((10, 0), _NEVER_REMOVED),
+    "native instance norm": ((8, 6), _NEVER_REMOVED),  # a flag of the parser; from 10 on it is on by itself
+    "version compatibility": ((8, 6), _NEVER_REMOVED),
+    "weight streaming": ((10, 0), _NEVER_REMOVED),
+    "weight streaming budget": ((10, 1), _NEVER_REMOVED),  # in bytes; before, with codes for more and less
     "strict nans": ((10, 6), _NEVER_REMOVED),
     "same compute capability": ((10, 9), _NEVER_REMOVED),
     "batch invariance": ((10, 12), _NEVER_REMOVED),

@@ -30,9 +30,14 @@ def refit(trt: Any, call: Call, device: Device) -> Built:  # noqa: ANN401 - Tens
         ArtifactError: the plan has other bytes (E723), or this TensorRT or GPU does not accept it (E521).
         EngineBuildError: this engine, or this TensorRT, takes no new weights (E542), or the weights do not fit (E544).
     """
+    messages = Messages()
+    with messages.in_errors():
+        return _refit(trt, call, device, messages)
+
+
+def _refit(trt: Any, call: Call, device: Device, messages: Messages) -> Built:  # noqa: ANN401 - TensorRT has no types
     started = time.monotonic()
     path, onnx_path = call.arguments["path"], call.arguments["onnx_path"]
-    messages = Messages()
     logger = make_logger(trt, messages)
     if not has(trt, "parser refitter"):
         raise _not_refittable(path, f"TensorRT {trt.__version__}, which does not refit from ONNX", "TensorRT 10 or newer")

@@ -19,6 +19,7 @@ from exporter.errors import ArtifactError, EngineBuildError, ModelNotSupported, 
 from exporter.trt_worker.serving.building import describe_tensors
 from exporter.trt_worker.serving.cuda import Driver
 from exporter.trt_worker.serving.inspecting import layer_precisions
+from exporter.trt_worker.serving.loading import Loading, deserialize
 from exporter.trt_worker.serving.tensorrt_module import Messages, construct, make_logger
 
 __all__ = ["Binding", "Session", "read_plan"]
@@ -69,13 +70,15 @@ class Session:
 
     Args:
         sha256: digest that the plan must have; it is taken over the bytes that go to TensorRT.
+        loading: what the plan may do, and how much device memory its weights get.
 
     Raises:
         ArtifactError: the plan has other bytes (E723), or this TensorRT or GPU does not accept it (E521).
+        EngineBuildError: E522, E546, E559.
         ModelNotSupported: E524.
     """
 
-    def __init__(self, trt: Any, driver: Driver, plan_path: str, sha256: str) -> None:  # noqa: ANN401 - TensorRT has no types
+    def __init__(self, trt: Any, driver: Driver, plan_path: str, sha256: str, loading: Loading) -> None:  # noqa: ANN401 - TensorRT has no types
         started = time.monotonic()
         self._trt = trt
         self._driver = driver
@@ -83,7 +86,7 @@ class Session:
         self._logger = make_logger(trt, self._messages)
         plan = read_plan(plan_path, sha256)
         self._runtime = construct(trt.Runtime, self._logger, messages=self._messages)
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        self._engine = deserialize(trt, self._runtime, plan, loading, self._messages)
         if self._engine is None:
             facts = {"file": plan_path, "TensorRT version": trt.__version__, "GPU": driver.device().name, **self._messages.facts()}
             help_text = "a plan belongs to the TensorRT version and the GPU it was built with: build it again with exporter build-trt"

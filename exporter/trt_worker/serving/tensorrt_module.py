@@ -6,16 +6,17 @@ TensorRT is imported only after the driver was initialised: with no driver, ``Ru
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from exporter.errors import MissingLibrary, NoGpu, VersionMismatch
+from exporter.errors import ExporterError, MissingLibrary, NoGpu, VersionMismatch
 
 __all__ = ["FIRST_UNKNOWN", "OLDEST", "Messages", "check_version", "construct", "find_version", "import_tensorrt", "make_logger"]
 
@@ -92,6 +93,15 @@ class Messages:
         with self._lock:
             lines = list(self._lines)[-count:]
         return {"TensorRT": "\n".join(lines)} if lines else {}
+
+    @contextlib.contextmanager
+    def in_errors(self) -> Iterator[None]:
+        """Let every error that is raised inside carry the newest lines."""
+        try:
+            yield
+        except ExporterError as err:
+            err.facts = {**self.facts(), **err.facts}
+            raise
 
 
 def make_logger(trt: Any, messages: Messages) -> Any:  # noqa: ANN401 - a class of TensorRT's own

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from exporter.errors import EngineBuildError
 from exporter.trt_worker.serving.features import FEATURES, has
 
-__all__ = ["Wishes", "set_wishes"]
+__all__ = ["Wishes", "require", "set_wishes"]
 
 
 class Wishes(Protocol):
@@ -38,6 +38,16 @@ class Wishes(Protocol):
         """Whether the plan leaves without weights, to take them later."""
         ...
 
+    @property
+    def version_compatible(self) -> bool:
+        """Whether later releases run the plan."""
+        ...
+
+    @property
+    def weight_streaming(self) -> bool:
+        """Whether weights may stay in the host's memory."""
+        ...
+
 
 def set_wishes(trt: Any, config: Any, request: Wishes) -> None:  # noqa: ANN401 - TensorRT has no types
     """Set flags and levels.
@@ -48,23 +58,30 @@ def set_wishes(trt: Any, config: Any, request: Wishes) -> None:  # noqa: ANN401 
     if request.refittable or request.stripped:
         config.set_flag(trt.BuilderFlag.REFIT)
     if request.stripped:
-        _require(trt, "stripped plans", "stripped")
+        require(trt, "stripped plans", "stripped")
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
     if request.strict_nans:
-        _require(trt, "strict nans", "strict_nans")
+        require(trt, "strict nans", "strict_nans")
         config.set_flag(trt.BuilderFlag.STRICT_NANS)
     if request.batch_invariant:
-        _require(trt, "batch invariance", "batch_invariant")
+        require(trt, "batch invariance", "batch_invariant")
         config.set_flag(trt.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE)
+    if request.version_compatible:
+        require(trt, "version compatibility", "version_compatible")
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if request.weight_streaming:
+        require(trt, "weight streaming", "weight_streaming")
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if request.hardware_compatibility == "ampere_plus":
-        _require(trt, "hardware compatibility", "hardware_compatibility")
+        require(trt, "hardware compatibility", "hardware_compatibility")
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     elif request.hardware_compatibility == "same_compute_capability":
-        _require(trt, "same compute capability", "hardware_compatibility")
+        require(trt, "same compute capability", "hardware_compatibility")
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
 
 
-def _require(trt: Any, feature: str, setting: str) -> None:  # noqa: ANN401 - a module without types
+def require(trt: Any, feature: str, setting: str) -> None:  # noqa: ANN401 - a module without types
+    """Refuse a release that does not have ``feature``, by the name of the setting that asks for it (E546)."""
     if not has(trt, feature):
         first = ".".join(map(str, FEATURES[feature][0]))
         facts = {"setting": f"[tensorrt] {setting}", "found": f"TensorRT {trt.__version__}", "expected": f"TensorRT {first} or newer"}

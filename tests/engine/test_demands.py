@@ -1,0 +1,94 @@
+"""What is asked of an engine beyond its network: refused before a worker is started, or in key and sidecar."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from exporter.engine import build_engine, layers_of, parse_profiles, plan_key, probe
+from exporter.errors import ArtifactError, ConfigError, EngineBuildError
+from exporter.runners.tensorrt import TensorrtRunner
+
+KEY = "0" * 64
+ONES = {"image": np.ones((2, 1, 8, 8), np.float32)}
+
+
+@pytest.fixture
+def make_plan(config, make_model, tmp_path):
+    """Return a function that builds a plan with these settings."""
+
+    def make(**settings):
+        model = make_model()
+        return build_engine(model, tmp_path / "digits.plan", config.replace(**settings), parse_profiles((), model.inputs, batch=8), key=KEY)
+
+    return make
+
+
+@pytest.mark.parametrize("other", ["refittable", "stripped"])
+def test_a_version_compatible_engine_takes_no_new_weights(config, make_model, tmp_path, other):
+    """The two settings exclude each other, which is said before a worker is started."""
+    model = make_model()
+    asked = config.replace(version_compatible=True, python="none", **{other: True})
+    with pytest.raises(ConfigError, match="exclude each other") as caught:
+        build_engine(model, tmp_path / "a.plan", asked, parse_profiles((), model.inputs, batch=8), key=KEY)
+    assert caught.value.code == "E555"
+    assert other in caught.value.help
+
+
+def test_the_command_refuses_before_it_looks_for_a_gpu(digits, run_cli):
+    """A mistake in the settings is told on a machine without a GPU too."""
+    done = run_cli("build-trt", "--version-compatible", "--refittable", cwd=digits)
+    assert (done.returncode, "E555" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("setting", ["version_compatible", "weight_streaming"])
+def test_a_demand_decides_the_plan_and_stands_in_its_sidecar(make_plan, config, make_model, run_cli, setting):
+    """Another key, and a fact of the sidecar that ``inspect`` shows."""
+    model, support = make_model(), probe(config)
+    profiles = parse_profiles((), model.inputs, batch=8)
+    asked = config.replace(**{setting: True})
+    assert plan_key(model.digest, asked, profiles, support) != plan_key(model.digest, config, profiles, support)
+    plan = make_plan(**{setting: True})
+    content = json.loads(plan.sidecar_path.read_text())["content"]
+    assert content[setting] is True
+    assert content["provenance"]["settings"][setting] is True
+    shown = run_cli("inspect", plan.path).stdout
+    assert {"version_compatible": "version-compatible", "weight_streaming": "weights streamed"}[setting] in shown
+
+
+def test_code_for_the_host_runs_out_of_our_plans_alone(make_plan, config, monkeypatch, tmp_path):
+    """A version-compatible plan is run, and its layers are read, as long as its record is ours; without, no worker is started."""
+    plan = make_plan(version_compatible=True)
+    with TensorrtRunner(plan, config) as runner:
+        assert runner.infer(ONES)["logits"].shape == (2, 10)
+    assert layers_of(plan, config) == {"conv": "fp32", "head": "fp32"}
+    monkeypatch.setenv("EXPORTER_STATE_DIR", str(tmp_path / "elsewhere"))
+    nowhere = config.replace(python="none")
+    with pytest.raises(ArtifactError) as caught, TensorrtRunner(plan, nowhere):
+        pass
+    assert caught.value.code == "E722"
+    with pytest.raises(ArtifactError):
+        layers_of(plan, nowhere)
+
+
+def test_the_budget_of_the_settings_reaches_the_engine(make_plan, config, scenario):
+    """The budget is one of loading: the same plan takes each, and one that TensorRT does not take is named in bytes."""
+    plan = make_plan(weight_streaming=True)
+    for budget_mib in (None, 0, 1):
+        with TensorrtRunner(plan, config.replace(weight_streaming_budget_mib=budget_mib)) as runner:
+            assert runner.infer(ONES)["logits"].shape == (2, 10)
+    scenario(budget_refused=True)
+    with pytest.raises(EngineBuildError, match="E559") as caught, TensorrtRunner(plan, config.replace(weight_streaming_budget_mib=0)):
+        pass
+    assert caught.value.facts["asked for"] == "0 bytes"
+
+
+def test_every_error_of_a_build_has_tensorrts_last_words(make_plan, scenario):
+    """An error that is found in the finished engine has them too."""
+    scenario(layer_dtype="FP16")
+    with pytest.raises(EngineBuildError) as caught:
+        make_plan()
+    assert caught.value.code == "E507"
+    assert "a warning of the builder" in caught.value.facts["TensorRT"]
