@@ -12,18 +12,26 @@ from exporter.errors import ExportError
 
 if TYPE_CHECKING:
     from exporter.samples import Samples
+    from exporter.verify import NamedFeed
 
 __all__ = ["range_check"]
 
 _SHOWN = 8
 
 
-def range_check(config: Config, samples: Samples | None) -> Callable[[OnnxModel, frozenset[str]], Mapping[str, str]]:
-    """Return the check of a float32 model and of the tensors that are to be stored in float16; it returns facts for the lineage."""
-    return functools.partial(_check, config, samples)
+def range_check(
+    config: Config, samples: Samples | None, feeds: tuple[NamedFeed, ...] = ()
+) -> Callable[[OnnxModel, frozenset[str]], Mapping[str, str]]:
+    """Return the check of a float32 model and of the tensors that are to be stored in float16; it returns facts for the lineage.
+
+    Args:
+        samples: recorded ones.
+        feeds: instead of those that are made of the samples and of random numbers.
+    """
+    return functools.partial(_check, config, samples, feeds)
 
 
-def _check(config: Config, samples: Samples | None, model: OnnxModel, stored: frozenset[str]) -> dict[str, str]:
+def _check(config: Config, samples: Samples | None, feeds: tuple[NamedFeed, ...], model: OnnxModel, stored: frozenset[str]) -> dict[str, str]:
     """Refuse tensors beyond float16.
 
     Raises:
@@ -31,7 +39,7 @@ def _check(config: Config, samples: Samples | None, model: OnnxModel, stored: fr
     """
     from exporter.verify import FLOAT16_LARGEST, make_feeds, measure_ranges
 
-    feeds = make_feeds(samples, model.inputs, config.samples.replace(edge=False, required=False), config.parity)
+    feeds = feeds or make_feeds(samples, model.inputs, config.samples.replace(edge=False, required=False), config.parity)
     ranges = [found for found in measure_ranges(model, feeds, threads=config.latency.threads) if found.tensor in stored]
     over = [found for found in ranges if not found.largest <= FLOAT16_LARGEST]
     if over:

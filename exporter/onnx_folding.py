@@ -24,7 +24,7 @@ from exporter.verify import NamedFeed, OwnError, Reference
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OnnxFold", "check_fold", "feeds_for", "fold_file"]
+__all__ = ["OnnxFold", "check_fold", "feeds_for", "fold_file", "measure_file"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +92,7 @@ def check_fold(fold: OnnxFold, feeds: tuple[NamedFeed, ...], config: Config, pro
     threads = config.latency.threads
     progress("parity", 0, steps)
     message = with_external_data(fold.given.message, fold.given.model.path)
-    reference, own = _measured(fold.given.model, message, feeds, threads)
+    reference, own = measure_file(fold.given.model, message, feeds, threads)
     verdicts = []
     progress("parity", 1, steps)
     for provider in config.onnxruntime.providers:
@@ -154,8 +154,12 @@ def _text(name: str, shape: tuple[int | str, ...], dtype: str) -> str:
     return f"{name} {dtype} [{', '.join(map(str, shape))}]"
 
 
-def _measured(model: OnnxModel, message: onnx.ModelProto, feeds: tuple[NamedFeed, ...], threads: int) -> tuple[Reference, OwnError]:
+def measure_file(model: OnnxModel, message: onnx.ModelProto, feeds: tuple[NamedFeed, ...], threads: int) -> tuple[Reference, OwnError]:
     """Return the reference and the error that rounding makes in the file as it is.
+
+    Args:
+        model: an ONNX file from elsewhere.
+        message: of the file, with its external data.
 
     Where the file does not run in float64, or where that run cannot be right, ONNX Runtime without any optimisation is the reference,
     and how far its optimised run is from that the own error. The verdict says so.

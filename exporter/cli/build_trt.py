@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli.options import LocationType, config_option, config_with, output_option, screen_options
+from exporter.cli.options import LocationType, config_option, config_with, output_option, precision_options, screen_options
 from exporter.cli.screen import Screen
 from exporter.locations import Location
 
@@ -21,6 +21,7 @@ __all__ = ["command"]
 @click.command("build-trt")
 @click.argument("source", required=False, metavar="[ONNX]", type=LocationType())
 @click.option("--profile", "profiles", multiple=True, metavar="NAME:MIN,OPT,MAX", help="Shapes as 1x3x224x224; several allowed.")
+@precision_options
 @click.option("--tf32/--no-tf32", default=None, help="Let float32 products use TF32; default: no.")
 @click.option("--workspace-mib", type=int, help="Workspace memory of the builder; default: 1024.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="Effort of the builder; default: 3.")
@@ -40,6 +41,8 @@ def command(
     /,
     source: Location | None,
     profiles: tuple[str, ...],
+    precision: str | None,
+    float32: tuple[str, ...],
     tf32: bool | None,
     workspace_mib: int | None,
     optimization_level: int | None,
@@ -55,6 +58,8 @@ def command(
 
     With --refit, ONNX is a checkpoint instead, by default that of exporter.toml: its weights are baked, folded and put into PLAN, which was
     built --refittable from the same network, and parity is run. Exit status 3 if that does not pass.
+
+    The engine has the precision of its ONNX model. A float32 ONNX is first converted to another --precision, in a file of its own.
 
     TensorRT 8 reads opset 17 at most: a newer model is lowered to it first, and checked in ONNX Runtime. TensorRT runs in a
     process of its own. Where TensorRT or a GPU is missing the command says which, and how to get it, and
@@ -75,19 +80,20 @@ def command(
         "python": python,
         "required": True,
     }
+    halves = {"precision": precision, "float32": list(float32) or None}
     if refitted is not None:
-        return _refit(screen, refitted, config_with(config_path, checkpoint=source, tensorrt=settings), output)
-    workspace = workspace_of(config_with(config_path, tensorrt=settings), screen, engine=output)
+        return _refit(screen, refitted, config_with(config_path, checkpoint=source, tensorrt=settings, onnx=halves), output)
+    workspace = workspace_of(config_with(config_path, tensorrt=settings, onnx=halves), screen, engine=output)
     check_settings(workspace.config.tensorrt)
     workspace.require_engine()
     if source is None:
         model = workspace.onnx
     else:
-        from exporter.onnx_export import open_onnx
+        from exporter.onnx_precision import as_asked
 
         if not isinstance(source, Path):
             raise click.UsageError(f"an ONNX file on this machine is needed, not {source}")
-        model = open_onnx(source)
+        model = as_asked(source, workspace, insists=precision is not None)
     plan = workspace.build(model)
     screen.close()
     screen.show(_lines(plan))

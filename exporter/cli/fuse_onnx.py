@@ -11,7 +11,7 @@ from exporter.cli.folds import show_fold
 from exporter.cli.options import config_with, given_inputs
 from exporter.cli.screen import Screen
 
-__all__ = ["fuse_onnx", "names_onnx_file"]
+__all__ = ["fuse_onnx", "names_onnx_file", "refuse_strangers"]
 
 
 def names_onnx_file(model: str | None) -> bool:
@@ -41,7 +41,7 @@ def fuse_onnx(
     Raises:
         click.UsageError: a stranger was given, or inputs that nothing is fed with.
     """
-    _refuse_strangers(path, strangers)
+    refuse_strangers(path, strangers)
     if inputs and not check:
         raise click.UsageError("--input says what --check feeds to an ONNX file: give both, or neither")
     from exporter.artifacts import to_json, worst
@@ -73,7 +73,12 @@ def fuse_onnx(
     return status
 
 
-def _refuse_strangers(path: Path, strangers: Mapping[str, object]) -> None:
+def refuse_strangers(path: Path, strangers: Mapping[str, object]) -> None:
+    """Refuse what means nothing to an ONNX file.
+
+    Raises:
+        click.UsageError: one of the values was given.
+    """
     given = [name for name, value in strangers.items() if value not in {None, False, ()}]
     if given:
         raise click.UsageError(f"{path.name} is an ONNX file, which holds its weights and its graph: leave out {', '.join(given)}")

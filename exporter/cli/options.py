@@ -23,6 +23,7 @@ __all__ = [
     "input_option",
     "model_arguments",
     "output_option",
+    "precision_options",
     "screen_options",
     "weights_options",
 ]
@@ -78,6 +79,14 @@ def fold_level_option(command: Command) -> Command:
     command = click.option("--fold-input", multiple=True, metavar="[NAME:]mean=M,std=S", help=input_help)(command)
     help_text = "What to fold: back into producers alone; also what pays (default); whatever is exact."
     return click.option("--fold-level", type=click.Choice(["conservative", "default", "aggressive"]), help=help_text)(command)
+
+
+def precision_options(command: Command) -> Command:
+    """Add ``--precision`` and ``--float32``."""
+    help_text = "Modules or nodes that stay in float32; several allowed."
+    command = click.option("--float32", "float32", multiple=True, metavar="PATTERN", help=help_text)(command)
+    help_text = "Of the network; inputs and outputs are float32. Default: float32."
+    return click.option("--precision", type=click.Choice(["float32", "float16", "bfloat16"]), help=help_text)(command)
 
 
 def weights_options(command: Command) -> Command:

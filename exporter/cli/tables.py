@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exporter.artifacts import Profile, TensorSpec
+from exporter.artifacts import OnnxModel, Profile, TensorSpec
 
-__all__ = ["columns", "profile_text", "size_text", "spec_text"]
+__all__ = ["columns", "onnx_lines", "profile_text", "size_text", "spec_text"]
 
 
 def spec_text(spec: TensorSpec) -> str:
@@ -27,6 +27,17 @@ def size_text(size_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} GB"
+
+
+def onnx_lines(onnx: OnnxModel) -> list[str]:
+    """Return where an ONNX model was written, and what is in it."""
+    size = size_text(onnx.path.stat().st_size)
+    graph = f"{onnx.num_nodes} nodes, {onnx.num_batch_norms} BatchNormalization"
+    lines = [f"onnx → {onnx.path}   opset {onnx.opset}   IR {onnx.ir_version}   {graph}   {size}"]
+    if onnx.precision != "float32":
+        lines.append(f"       operators: {onnx.metadata['exporter.precision_shares']}")
+    lines += [f"       input   {spec_text(spec)}" for spec in onnx.inputs]
+    return [*lines, *(f"       output  {spec_text(spec)}" for spec in onnx.outputs)]
 
 
 def columns(rows: Sequence[tuple[str, ...]], *, right: frozenset[int] = frozenset(), gap: str = "  ") -> list[str]:

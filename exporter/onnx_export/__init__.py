@@ -27,14 +27,18 @@ if TYPE_CHECKING:
     from exporter.onnx_export.exporting import export_onnx
     from exporter.onnx_export.foreign import with_external_data, write_folded
     from exporter.onnx_export.lowering.converting import lower_onnx, lowered_key
+    from exporter.onnx_export.precision.converting import HalvedOnnx, halve_onnx, halved_key
     from exporter.onnx_export.reading import OnnxFile, open_onnx, read_onnx
     from exporter.onnx_export.structure import check_folded_structure
     from exporter.onnx_export.writing import load_onnx
 
 __all__ = [
+    "HalvedOnnx",
     "OnnxFile",
     "check_folded_structure",
     "export_onnx",
+    "halve_onnx",
+    "halved_key",
     "load_onnx",
     "lower_onnx",
     "lowered_key",
@@ -46,9 +50,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "HalvedOnnx": "exporter.onnx_export.precision.converting",
     "OnnxFile": "exporter.onnx_export.reading",
     "check_folded_structure": "exporter.onnx_export.structure",
     "export_onnx": "exporter.onnx_export.exporting",
+    "halve_onnx": "exporter.onnx_export.precision.converting",
+    "halved_key": "exporter.onnx_export.precision.converting",
     "load_onnx": "exporter.onnx_export.writing",
     "lower_onnx": "exporter.onnx_export.lowering.converting",
     "lowered_key": "exporter.onnx_export.lowering.converting",

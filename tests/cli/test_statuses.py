@@ -138,6 +138,7 @@ def test_options_are_frozen() -> None:
             *weights,
         ],
         "export-onnx": [
+            "--check",
             "--checkpoint",
             "--config",
             "--float32",
@@ -152,8 +153,10 @@ def test_options_are_frozen() -> None:
         ],
         "build-trt": [
             "--config",
+            "--float32",
             "--optimization-level",
             "--output",
+            "--precision",
             "--profile",
             "--python",
             "--refit",

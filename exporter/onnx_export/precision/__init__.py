@@ -1,13 +1,16 @@
 """A float32 model -> the same model in half precision, with float32 inputs and outputs and named float32 islands.
 
-islands.py  which nodes stay in float32, and why
-halving.py  weights, values and the casts at the borders
-shares.py   how much of a model computes in which precision
+islands.py     which nodes stay in float32, and why
+halving.py     weights, values and the casts at the borders
+shares.py      how much of a model computes in which precision
+kinds.py       in which precision a file from elsewhere stands
+converting.py  such a file -> another one in half precision
 """
 
 from __future__ import annotations
 
-from exporter.onnx_export.precision.halving import halve_
+from exporter.onnx_export.precision.halving import FIRST_BFLOAT16, halve_
+from exporter.onnx_export.precision.kinds import require_float32
 from exporter.onnx_export.precision.shares import precision_shares, shares_text, stored_in_half
 
-__all__ = ["halve_", "precision_shares", "shares_text", "stored_in_half"]
+__all__ = ["FIRST_BFLOAT16", "halve_", "precision_shares", "require_float32", "shares_text", "stored_in_half"]

@@ -16,10 +16,10 @@ from onnx_ir.passes import common
 from exporter.errors import ExportError
 from exporter.onnx_export.precision.islands import changeable_inputs, find_islands, floats_of, is_float
 
-__all__ = ["halve_"]
+__all__ = ["FIRST_BFLOAT16", "halve_"]
 
 _DTYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
-_FIRST_BFLOAT16 = 22
+FIRST_BFLOAT16 = 22
 """The opset in which convolution and most others take bfloat16."""
 _MOVERS = {
     "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape", "Slice",
@@ -39,8 +39,8 @@ def halve_(model: ir.Model, precision: str, patterns: Sequence[str] = ()) -> dic
         ExportError: the opset has no bfloat16 for most operators (E455), or a pattern matches no module and no node (E456).
     """
     opset = model.opset_imports.get("", 0)
-    if precision == "bfloat16" and opset < _FIRST_BFLOAT16:
-        facts = {"found": f"opset {opset}", "expected": f"{_FIRST_BFLOAT16} or newer"}
+    if precision == "bfloat16" and opset < FIRST_BFLOAT16:
+        facts = {"found": f"opset {opset}", "expected": f"{FIRST_BFLOAT16} or newer"}
         raise ExportError("E455", "convolutions and most operators take bfloat16 only from opset 22 on", facts=facts, help="[onnx] opset = 22")
     common.ShapeInferencePass()(model)  # values from within torch's own functions come without their dtypes
     islands = find_islands(model, precision, patterns)
