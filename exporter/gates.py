@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from exporter.artifacts import Graph, OnnxModel, Outcome, Plan, Profile, TensorSpec, Verdict
+from exporter.artifacts import Graph, OnnxModel, Outcome, ParityEvidence, Plan, Profile, TensorSpec, Verdict
 from exporter.config import Config
 from exporter.errors import ArtifactError, ConfigError, EnvironmentLacking, ModelNotSupported
 from exporter.files import digest_of_settings
 from exporter.runners import Runner
-from exporter.verify import NamedFeed, OwnError, Reference
+from exporter.verify import CandidateOutputs, NamedFeed, OwnError, Reference
 from exporter.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Precision: TypeAlias = Literal["float64", "float32", "float16", "bfloat16"]
 Device: TypeAlias = Literal["cpu", "cuda"]
 
-__all__ = ["Candidate", "Gates", "candidates_of", "named_candidates", "require_measured"]
+__all__ = ["Candidate", "Gates", "Judge", "candidates_of", "named_candidates", "require_measured"]
 
 UNFUSED = "torch-unfused"
 _REFITTABLE = "a refittable engine is slower than the one that is delivered: build it without [tensorrt] refittable to race it"
@@ -80,35 +80,31 @@ class Gates:
 
     def parity(self, candidates: tuple[Candidate, ...]) -> tuple[Verdict, ...]:
         """Compare every candidate with the float64 reference and with the candidate before it."""
-        from exporter.verify import collect_outputs, compare
-
-        feeds = self._feeds(tuple(profile for candidate in candidates for profile in candidate.profiles))
-        reference = self._reference(feeds)
-        own: dict[str, OwnError] = {}
+        judge = self.judge(candidates)
         verdicts = []
         predecessor = None
         for index, candidate in enumerate(candidates):
             self._tell("parity", index, len(candidates))
-            with candidate.open() as runner:
-                taken = _taken(reference, candidate)
-                if runner.precision not in own:
-                    own[runner.precision] = self._own_error(reference, precision_of(runner))
-                outputs = collect_outputs(runner, taken.feeds)
-                verdicts.append(
-                    compare(
-                        taken,
-                        own[runner.precision],
-                        runner,
-                        self.config.parity,
-                        predecessor=predecessor,
-                        outputs=outputs,
-                        samples_required=self.config.samples.required,
-                        localise=self._localiser(candidate),
-                    )
-                )
-            predecessor = outputs
+            verdict, predecessor = judge(candidate, predecessor=predecessor, localise=self._localiser(candidate))
+            verdicts.append(self._pointed(verdict))
         self._tell("parity", len(candidates), len(candidates))
         return tuple(verdicts)
+
+    def _pointed(self, verdict: Verdict) -> Verdict:
+        """Say in a FAIL of half precision how the layers are found that have to stay in float32."""
+        evidence, precision = verdict.evidence, self.config.onnx.precision
+        command = {"onnx": "check", "tensorrt": "build-trt"}.get(verdict.subject)
+        if verdict.outcome is not Outcome.FAIL or command is None or precision not in _HALVES:
+            return verdict
+        if not isinstance(evidence, ParityEvidence) or evidence.precision != precision:
+            return verdict
+        remark = f"which layers have to stay in float32: exporter {command} --find-islands"
+        return dataclasses.replace(verdict, evidence=dataclasses.replace(evidence, remarks=(*evidence.remarks, remark)))
+
+    def judge(self, candidates: tuple[Candidate, ...] = ()) -> Judge:
+        """Return what compares one candidate after the other with the float64 reference, at the shapes of all their profiles."""
+        feeds = self._feeds(tuple(profile for candidate in candidates for profile in candidate.profiles))
+        return Judge(self._reference(feeds), self._own_error, self.config)
 
     def _feeds(self, profiles: tuple[Profile, ...] = ()) -> tuple[NamedFeed, ...]:
         from exporter.verify import make_feeds
@@ -257,6 +253,37 @@ class Gates:
     def _tell(self, what: str, done: int, total: int) -> None:
         if not self.workspace.progress(what, done, total):
             raise KeyboardInterrupt
+
+
+class Judge:
+    """Parity of single candidates: the reference is there, and the own error is measured once for each precision."""
+
+    def __init__(self, reference: Reference, own_error: Callable[[Reference, Precision], OwnError], config: Config) -> None:
+        self._reference, self._own_error, self._config = reference, own_error, config
+        self._own: dict[str, OwnError] = {}
+
+    def __call__(
+        self, candidate: Candidate, *, predecessor: CandidateOutputs | None = None, localise: Callable[[], str] | None = None
+    ) -> tuple[Verdict, CandidateOutputs]:
+        """Run ``candidate`` and return its verdict and its outputs; see ``compare``."""
+        from exporter.verify import collect_outputs, compare
+
+        with candidate.open() as runner:
+            taken = _taken(self._reference, candidate)
+            if runner.precision not in self._own:
+                self._own[runner.precision] = self._own_error(self._reference, precision_of(runner))
+            outputs = collect_outputs(runner, taken.feeds)
+            verdict = compare(
+                taken,
+                self._own[runner.precision],
+                runner,
+                self._config.parity,
+                predecessor=predecessor,
+                outputs=outputs,
+                samples_required=self._config.samples.required,
+                localise=localise,
+            )
+        return verdict, outputs
 
 
 def _taken(reference: Reference, candidate: Candidate) -> Reference:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import OnnxModel
@@ -12,9 +12,9 @@ from exporter.errors import ExportError
 
 if TYPE_CHECKING:
     from exporter.samples import Samples
-    from exporter.verify import NamedFeed
+    from exporter.verify import NamedFeed, TensorRange
 
-__all__ = ["range_check"]
+__all__ = ["beyond_float16", "range_check"]
 
 _SHOWN = 8
 
@@ -37,11 +37,11 @@ def _check(config: Config, samples: Samples | None, feeds: tuple[NamedFeed, ...]
     Raises:
         ExportError: a tensor that would be stored in float16 is larger than its largest number (E461).
     """
-    from exporter.verify import FLOAT16_LARGEST, make_feeds, measure_ranges
+    from exporter.verify import FLOAT16_LARGEST
 
-    feeds = feeds or make_feeds(samples, model.inputs, config.samples.replace(edge=False, required=False), config.parity)
-    ranges = [found for found in measure_ranges(model, feeds, threads=config.latency.threads) if found.tensor in stored]
-    over = [found for found in ranges if not found.largest <= FLOAT16_LARGEST]
+    feeds = feeds or _feeds(config, samples, model)
+    ranges = [found for found in _measured(config, model, feeds) if found.tensor in stored]
+    over = _beyond(ranges)
     if over:
         lines = [f"{found.tensor} ({found.op}): {found.largest:.3g}" for found in over[:_SHOWN]]
         lines += [f"and {len(over) - _SHOWN} more"] if len(over) > _SHOWN else []
@@ -56,3 +56,26 @@ def _check(config: Config, samples: Samples | None, feeds: tuple[NamedFeed, ...]
         "float16_largest": f"{largest.largest:.3g} in {largest.tensor}",
         "float16_below_normal": f"{smallest.small_share:.1%} in {smallest.tensor}",
     }
+
+
+def beyond_float16(config: Config, samples: Samples | None, model: OnnxModel) -> tuple[TensorRange, ...]:
+    """Return every tensor of the float32 model that float16 does not hold, whether it is to be stored in it or not."""
+    return tuple(_beyond(_measured(config, model, _feeds(config, samples, model))))
+
+
+def _feeds(config: Config, samples: Samples | None, model: OnnxModel) -> tuple[NamedFeed, ...]:
+    from exporter.verify import make_feeds
+
+    return make_feeds(samples, model.inputs, config.samples.replace(edge=False, required=False), config.parity)
+
+
+def _measured(config: Config, model: OnnxModel, feeds: tuple[NamedFeed, ...]) -> tuple[TensorRange, ...]:
+    from exporter.verify import measure_ranges
+
+    return measure_ranges(model, feeds, threads=config.latency.threads)
+
+
+def _beyond(ranges: Iterable[TensorRange]) -> list[TensorRange]:
+    from exporter.verify import FLOAT16_LARGEST
+
+    return [found for found in ranges if not found.largest <= FLOAT16_LARGEST]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from exporter.cli.islands import find_and_show, islands_options
 from exporter.cli.options import LocationType, config_option, config_with, output_option, precision_options, screen_options
 from exporter.cli.screen import Screen
 from exporter.locations import Location
@@ -32,6 +33,7 @@ __all__ = ["command"]
     "--refit", "refitted", metavar="PLAN", type=click.Path(path_type=Path), help="Give PLAN the weights of a checkpoint, then check its parity."
 )
 @click.option("--python", metavar="PATH", help="Interpreter of the worker: one with numpy and tensorrt.")
+@islands_options("the engine")
 @output_option("ONNX's stem + .plan, beside the other artefacts")
 @config_option
 @screen_options
@@ -51,6 +53,8 @@ def command(
     version_compatible: bool | None,
     refitted: Path | None,
     python: str | None,
+    find_islands: bool,
+    builds: int | None,
     output: Path | None,
     config_path: Path | None,
 ) -> int:
@@ -60,6 +64,9 @@ def command(
     built --refittable from the same network, and parity is run. Exit status 3 if that does not pass.
 
     The engine has the precision of its ONNX model. A float32 ONNX is first converted to another --precision, in a file of its own.
+
+    With --find-islands no engine is left: engines are built and judged with other nodes in float32 until the smallest set is found
+    that passes parity, quickly first, and the last one as configured.
 
     TensorRT 8 reads opset 17 at most: a newer model is lowered to it first, and checked in ONNX Runtime. TensorRT runs in a
     process of its own. Where TensorRT or a GPU is missing the command says which, and how to get it, and
@@ -81,10 +88,16 @@ def command(
         "required": True,
     }
     halves = {"precision": precision, "float32": list(float32) or None}
+    if find_islands and (source is not None or refitted is not None or output is not None):
+        raise click.UsageError("--find-islands builds engines of what exporter.toml describes and leaves none: it takes no ONNX, --refit or --output")
+    if builds is not None and not find_islands:
+        raise click.UsageError("--builds needs --find-islands")
     if refitted is not None:
         return _refit(screen, refitted, config_with(config_path, checkpoint=source, tensorrt=settings, onnx=halves), output)
     workspace = workspace_of(config_with(config_path, tensorrt=settings, onnx=halves), screen, engine=output)
     check_settings(workspace.config.tensorrt)
+    if find_islands:
+        return find_and_show(screen, workspace, engine=True, builds=builds)
     workspace.require_engine()
     if source is None:
         model = workspace.onnx

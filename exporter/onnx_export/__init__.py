@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from exporter.onnx_export.foreign import with_external_data, write_folded
     from exporter.onnx_export.lowering.converting import lower_onnx, lowered_key
     from exporter.onnx_export.precision.converting import HalvedOnnx, halve_onnx, halved_key
+    from exporter.onnx_export.precision.trials import Trial, Trials
     from exporter.onnx_export.reading import OnnxFile, open_onnx, read_onnx
     from exporter.onnx_export.structure import check_folded_structure
     from exporter.onnx_export.writing import load_onnx
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = [
     "HalvedOnnx",
     "OnnxFile",
+    "Trial",
+    "Trials",
     "check_folded_structure",
     "export_onnx",
     "halve_onnx",
@@ -52,6 +55,8 @@ __all__ = [
 _HOMES = {
     "HalvedOnnx": "exporter.onnx_export.precision.converting",
     "OnnxFile": "exporter.onnx_export.reading",
+    "Trial": "exporter.onnx_export.precision.trials",
+    "Trials": "exporter.onnx_export.precision.trials",
     "check_folded_structure": "exporter.onnx_export.structure",
     "export_onnx": "exporter.onnx_export.exporting",
     "halve_onnx": "exporter.onnx_export.precision.converting",

@@ -13,7 +13,7 @@ from exporter.verify.feeds import NamedFeed, digest_of_feeds, latency_feed, make
 from exporter.verify.latency import race
 from exporter.verify.metric import measure_metric
 from exporter.verify.parity import compare
-from exporter.verify.ranges import FLOAT16_LARGEST, measure_ranges
+from exporter.verify.ranges import FLOAT16_LARGEST, TensorRange, measure_ranges
 from exporter.verify.reference import CandidateOutputs, OwnError, Reference, collect_outputs, measure_own_error, measure_reference
 from exporter.verify.reference_cache import load_reference, reference_key, save_reference
 from exporter.verify.tolerance import DEFAULTS, Tolerance
@@ -26,6 +26,7 @@ __all__ = [
     "NamedFeed",
     "OwnError",
     "Reference",
+    "TensorRange",
     "Tolerance",
     "collect_outputs",
     "compare",

@@ -5,6 +5,7 @@ halving.py     weights, values and the casts at the borders
 shares.py      how much of a model computes in which precision
 kinds.py       in which precision a file from elsewhere stands
 converting.py  such a file -> another one in half precision
+trials.py      the same model with other islands, for a search
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ drawn into them, so that no value is cast down and up again. Inputs and outputs 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 import onnx_ir as ir
@@ -27,13 +28,14 @@ _MOVERS = {
 }  # fmt: skip
 
 
-def halve_(model: ir.Model, precision: str, patterns: Sequence[str] = ()) -> dict[str, str]:
+def halve_(model: ir.Model, precision: str, patterns: Sequence[str] = (), kept: AbstractSet[str] = frozenset()) -> dict[str, str]:
     """Change ``model`` from float32 to ``precision``, in place; return node name -> why it stays in float32.
 
     Args:
         model: in float32, functions inlined.
         precision: ``float16`` or ``bfloat16``.
         patterns: module or node names that stay in float32, in the way of ``fnmatch``.
+        kept: names of further nodes that stay in float32.
 
     Raises:
         ExportError: the opset has no bfloat16 for most operators (E455), or a pattern matches no module and no node (E456).
@@ -43,7 +45,7 @@ def halve_(model: ir.Model, precision: str, patterns: Sequence[str] = ()) -> dic
         facts = {"found": f"opset {opset}", "expected": f"{FIRST_BFLOAT16} or newer"}
         raise ExportError("E455", "convolutions and most operators take bfloat16 only from opset 22 on", facts=facts, help="[onnx] opset = 22")
     common.ShapeInferencePass()(model)  # values from within torch's own functions come without their dtypes
-    islands = find_islands(model, precision, patterns)
+    islands = find_islands(model, precision, patterns, kept)
     _check_patterns(model, patterns)
     _draw_in_movers(model, islands)
     work = _Halving(model, _DTYPES[precision], opset, islands)

@@ -4,7 +4,7 @@ normalisation     the statistics of a layer, group or instance
 softmax           and logsoftmax
 reduction         sums and means over many values, and the functions that make them large or small: exp, log, pow
 float32 only      the operator takes no other precision in this opset, or makes a value without an input that says which
-asked for         a pattern of the configuration matches the node's module or its name
+asked for         a pattern of the configuration matches the node's module or its name, or a search for islands named it
 constant          a constant of the node is beyond the precision, or so small that it would lose its digits
 subgraph          a branch or a loop
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 import onnx
@@ -39,19 +40,22 @@ _RANGES = {"float16": (2.0**-14, 65504.0), "bfloat16": (2.0**-126, 3.38953139e38
 """Smallest number with all its digits, and the largest finite one."""
 
 
-def find_islands(model: ir.Model, precision: str, patterns: Sequence[str]) -> dict[ir.Node, str]:
+def find_islands(model: ir.Model, precision: str, patterns: Sequence[str], kept: AbstractSet[str] = frozenset()) -> dict[ir.Node, str]:
     """Return node -> why it stays in float32, for the nodes of the main graph that compute with float32.
 
     Args:
         model: in float32, functions inlined.
         precision: ``float16`` or ``bfloat16``.
         patterns: in the way of ``fnmatch``, of module names or node names.
+        kept: names of further nodes.
     """
     opset = model.opset_imports.get("", 0)
     islands = {}
     for node in model.graph:
         if reason := _reason(node, opset, precision, patterns):
             islands[node] = reason
+        elif node.name in kept:
+            islands[node] = "asked for"
     return islands
 
 
