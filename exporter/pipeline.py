@@ -63,6 +63,7 @@ def run(config: Config, *, progress: Progress | None = None) -> tuple[Report, Pa
         bake=weights.summary,
         folded=graph.folded,
         refusals=graph.refusals,
+        absorbed=graph.absorbed,
         sketch=graph.sketch,
         costs=(graph.cost_before, graph.cost_after),
         histogram_edges=HISTOGRAM_EDGES,

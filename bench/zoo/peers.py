@@ -81,6 +81,7 @@ def ours(case: Case, level: str) -> Made:
     error = fold_error_in_float64(graph.unfused, (case.x,), config)
     count, y = count_in_torch(graph.folded_program.module(), case.x)
     facts = {"folded": len(graph.folded), "of": graph.num_batch_norms, "kept": kept(graph), "error in float64": error, "ran": count.batch_norms}
+    facts["absorbed"] = len(graph.absorbed)
     facts |= {"memory": added / weights, "first_s": first["cpu"], "plan_s": statistics.median(plannings)}
     seconds = statistics.median(clocks)
     return Made(graph.num_batch_norms - len(graph.folded), 0, largest_error(arrays_of(y), case.reference), seconds, facts)
@@ -112,6 +113,7 @@ def ours_onnx(case: Case, level: str) -> Made:
     if reasons[0] != reasons[1]:
         differences.append(f"kept in the traced program {dict(reasons[0])}, in ONNX {dict(reasons[1])}")
     facts = {"folded": len(folded.folded), "of": folded.num_batch_norms, "kept": kept(folded), "differences": differences}
+    facts["absorbed"] = len(folded.absorbed)
     return Made(made.left, made.as_convolutions, made.error, made.seconds, facts)
 
 

@@ -111,6 +111,7 @@ class Graph:
         ops_before, ops_after: calls in the graph.
         sketch: the unfused network for people; what ``--explain`` and the report draw.
         cost_before, cost_after: FLOPs and bytes of the graph, by its shapes.
+        absorbed: products and sums with constants that are no BatchNorm, stood alone and are gone: layer scales, factors, offsets.
     """
 
     unfused: ExportedProgram
@@ -126,6 +127,7 @@ class Graph:
     sketch: Sketch = field(default_factory=Sketch)
     cost_before: Cost = field(default_factory=Cost)
     cost_after: Cost = field(default_factory=Cost)
+    absorbed: tuple[Folded, ...] = ()
     path: Path | None = None
     digest: Digest | None = None
 
@@ -140,6 +142,7 @@ class FoldedOnnx:
         ops_before, ops_after: nodes of the outermost graph, functions inlined, without constants.
         sketch: the model before folding, for people.
         cost_before, cost_after: FLOPs and bytes of the graph, by its shapes.
+        absorbed: products and sums with constants that are no BatchNorm, stood alone and are gone: layer scales, factors, offsets.
     """
 
     model: onnx.ModelProto
@@ -151,3 +154,4 @@ class FoldedOnnx:
     sketch: Sketch = field(default_factory=Sketch)
     cost_before: Cost = field(default_factory=Cost)
     cost_after: Cost = field(default_factory=Cost)
+    absorbed: tuple[Folded, ...] = ()

@@ -44,6 +44,8 @@ class Report:
     bake: BakeSummary | None = None
     folded: tuple[Folded, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    absorbed: tuple[Folded, ...] = ()
+    """Products and sums with constants that stood alone and are gone; empty in reports of earlier releases."""
     sketch: Sketch | None = None
     """The unfolded network, for its picture; None in reports of earlier releases."""
     costs: tuple[Cost, ...] = ()

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 __all__ = ["Explanation", "Neighbour", "Part", "Sketch", "SketchNode"]
 
-Part: TypeAlias = Literal["input", "product", "batch_norm", "affine", "sum", "concat", "passes", "other"]
+Part: TypeAlias = Literal["input", "product", "batch_norm", "affine", "scale", "sum", "concat", "passes", "other"]
 """What the fold sees in an operator: a product with a weight, a BatchNorm, a map of each channel that nobody calls one, a sum, a
 concatenation, something that passes a map of each channel on, anything else."""
 

@@ -35,6 +35,6 @@ def show_explanations(screen: Screen, fold: Graph | FoldedOnnx, pattern: str | N
     from exporter.graph.explaining import explain
     from exporter.report import render_explanations
 
-    explanations = explain(fold.sketch, fold.folded, fold.refusals, pattern)
+    explanations = explain(fold.sketch, (*fold.folded, *fold.absorbed), fold.refusals, pattern)
     screen.show(render_explanations(explanations, width=screen.width, plain=screen.is_plain))
     return {"explanations": to_json(explanations)}

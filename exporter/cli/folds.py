@@ -23,10 +23,11 @@ def show_fold(screen: Screen, fold: Graph | FoldedOnnx, pattern: str | None) -> 
     from exporter.report import render_fold
 
     costs = (fold.cost_before, fold.cost_after)
-    screen.show(render_fold(fold.folded, fold.refusals, fold.num_batch_norms, fold.ops_before, fold.ops_after, costs=costs))
+    screen.show(render_fold(fold.folded, fold.refusals, fold.num_batch_norms, fold.ops_before, fold.ops_after, costs=costs, absorbed=fold.absorbed))
     return {
         "folded": to_json(fold.folded),
         "refusals": to_json(fold.refusals),
+        "absorbed": to_json(fold.absorbed),
         "num_batch_norms": fold.num_batch_norms,
         "ops_before": fold.ops_before,
         "ops_after": fold.ops_after,

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from exporter.graph.through import Join, KeepsChannels, Maximum, Permutation, PixelShuffle, PositiveHomogeneous, Reshape, Sum, Take
 
-__all__ = ["AbstractGraph", "BatchNorm", "ChannelAffine", "ConstantAffine", "Linear", "Operator", "Role", "Training", "Value", "Window"]
+__all__ = ["AbstractGraph", "BatchNorm", "ChannelAffine", "ConstantAffine", "Linear", "Lone", "Operator", "Role", "Training", "Value", "Window"]
 
 
 class Training(enum.Enum):
@@ -71,6 +71,7 @@ class Linear:
         is_transposed: a transposed convolution, whose weight is ``(inputs, outputs of a group, ...)``.
         sees_all: every output is a sum over all taps of the weight; False where zeros are padded.
         window: of a convolution, or of the one that is transposed, where its numbers are known.
+        takes_bias: whether it has a place for a bias; a matrix product has none, so a sum is put behind it.
     """
 
     data: str
@@ -84,6 +85,7 @@ class Linear:
     is_transposed: bool = False
     sees_all: bool = True
     window: Window | None = None
+    takes_bias: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +108,49 @@ class BatchNorm:
 
 
 @dataclass(frozen=True, slots=True)
-class ConstantAffine:
-    """``y = s x + t`` along one axis, with constants: a frozen BatchNorm written as a product and a sum.
+class Lone:
+    """What a product or a sum with constants is that stands alone: a layer scale, a factor, an offset. It looks like no BatchNorm.
 
     Attributes:
+        channels: how many numbers ``s`` and ``t`` have.
+        factor, offset: beside the values ``scale`` and ``shift``, or instead of them.
+        divides: by ``scale``.
+        subtracts: ``shift``.
+    """
+
+    channels: int
+    factor: float = 1.0
+    offset: float = 0.0
+    divides: bool = False
+    subtracts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantAffine:
+    """``y = s x + t`` along one axis, with constants: a frozen BatchNorm written as a product and a sum, or one of the two alone.
+
+    Attributes:
+        scale, shift: of which what stands alone may lack either.
         is_batch_norm: whether the network's own code calls it one.
+        lone: of what stands alone.
     """
 
     data: str
-    scale: str
-    shift: str
+    scale: str | None
+    shift: str | None
     axis: int
     is_batch_norm: bool = False
+    lone: Lone | None = None
 
     @property
     def parameters(self) -> tuple[str, ...]:
         """Return the values that it is made of."""
-        return (self.scale, self.shift)
+        return tuple(name for name in (self.scale, self.shift) if name is not None)
+
+    @property
+    def shifts(self) -> bool:
+        """Return whether there is a sum in it."""
+        return self.shift is not None or (self.lone is not None and self.lone.offset != 0.0)
 
 
 ChannelAffine: TypeAlias = "BatchNorm | ConstantAffine"
@@ -171,7 +199,7 @@ class AbstractGraph:
                 self._in_memory.setdefault(value.storage, []).append(value.name)
 
     def channel_affines(self) -> list[Operator]:
-        """Return the BatchNorms, and what may be one, in the order of execution."""
+        """Return the BatchNorms, what may be one, and products and sums that stand alone, in the order of execution."""
         return [operator for operator in self.operators.values() if isinstance(operator.role, (BatchNorm, ConstantAffine))]
 
     def batch_norms(self) -> list[Operator]:

@@ -51,7 +51,7 @@ def cost_of_operator(graph: AbstractGraph, operator: Operator, numbers: LinearNu
     if isinstance(role, Linear):
         return _linear(graph, operator, role, moved, numbers)
     count = max((_count(value.shape) for value in (*inputs, output) if not value.is_constant), default=0)
-    if isinstance(role, (BatchNorm, ConstantAffine)):
+    if isinstance(role, BatchNorm) or (isinstance(role, ConstantAffine) and role.lone is None):
         return (Cost(2 * count, moved),)
     if operator.kind.lower() in _MATRIX_PRODUCTS and len(inputs) >= 2:
         inner = next((value.shape[-1] for value in inputs if value.shape), 1)
@@ -82,9 +82,10 @@ def _linear(graph: AbstractGraph, operator: Operator, role: Linear, moved: int, 
     if role.window is None and len(weight.shape) > 2:
         taps = _number(weight.shape[role.weight_input_axis])  # a batch of matrices
     has_bias = role.bias is not None or (numbers is not None and numbers.bias is not None)
-    flops = 2 * side * taps + made * has_bias
-    moved += channels * size if has_bias and role.bias is None else 0
-    costs = []
+    is_added = has_bias and role.bias is None and not role.takes_bias
+    flops = 2 * side * taps + made * (has_bias and not is_added)
+    moved += channels * size if has_bias and role.bias is None and not is_added else 0
+    costs = [Cost(made, (2 * made + channels) * size)] if is_added else []
     if numbers is not None and numbers.ones is not None:
         per_group = _number(data.shape[role.input_axis]) // role.groups
         place = _count(data.shape) // max(per_group, 1)  # what a channel of each group has

@@ -95,7 +95,7 @@ def _part(operator: Operator, num_reads: int) -> Part:
     if isinstance(role, BatchNorm) or (isinstance(role, ConstantAffine) and role.is_batch_norm):
         return "batch_norm"
     if isinstance(role, ConstantAffine):
-        return "affine"
+        return "affine" if role.lone is None else "scale"
     if isinstance(role, Sum) or (num_reads > 1 and operator.kind.rstrip("_") in {"add", "sub"}):
         return "sum"
     if isinstance(role, Join):
@@ -126,6 +126,8 @@ class _Surroundings:
         Other readers hang on what ``detail`` names of what they read, else on the first of it.
         """
         start = next((place for place, node in enumerate(self._nodes) if node.module == batch_norm and node.part in {"batch_norm", "affine"}), None)
+        if start is None:
+            start = next((place for place, node in enumerate(self._nodes) if node.module == batch_norm and node.part == "scale"), None)
         if start is None:
             return ()
         before, behind = self._seen(start, back=True), self._seen(start, back=False)

@@ -45,6 +45,7 @@ class FoldedModule(nn.Module):
     Attributes:
         folded: the BatchNorms that are gone, and what each was folded into.
         refusals: those that are left, each with its reason.
+        absorbed: products and sums with constants that stood alone and are gone, such as layer scales.
         inputs, outputs: names, shapes and dtypes; a text in a shape is an axis that may vary.
     """
 
@@ -57,6 +58,7 @@ class FoldedModule(nn.Module):
         self._traced = _TracedForward(type(program).forward, own["_in_spec"], own["_out_spec"])
         self.folded: tuple[Folded, ...] = graph.folded
         self.refusals: tuple[Refusal, ...] = graph.refusals
+        self.absorbed: tuple[Folded, ...] = graph.absorbed
         self.inputs: tuple[TensorSpec, ...] = graph.inputs
         self.outputs: tuple[TensorSpec, ...] = graph.outputs
         self._plan = plan

@@ -74,6 +74,7 @@ def fold_recorded(traced: Traced, config: FoldConfig, *, provenance: Provenance)
         sketch=sketch,
         cost_before=plan.cost_before,
         cost_after=plan.cost_after,
+        absorbed=plan.absorbed,
     )
     return graph, record
 
@@ -109,6 +110,8 @@ def _extended(provenance: Provenance, plan: Plan, num_batch_norms: int, config: 
     }
     if config.input:
         lineage["input_normalised_inside"] = " ; ".join(config.input)
+    if plan.absorbed:
+        lineage["absorbed"] = str(len(plan.absorbed))
     if reasons:
         lineage["refused_for"] = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
     versions = {**{name: installed_version(name) for name in ("exporter", "torch")}, **provenance.versions}

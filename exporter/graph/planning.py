@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 
 from exporter.artifacts import Cost, Folded, Refusal, RefusalReason
 from exporter.config import FoldConfig
-from exporter.graph.abstract import AbstractGraph, BatchNorm, Operator
+from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Operator
 from exporter.graph.algebra import Float64
 from exporter.graph.attempts import Attempt, attempt_of, num_not_finite
 from exporter.graph.cost import cost_of_graph, cost_of_operator, pays, total_of
-from exporter.graph.rewrites import AHEAD, BACK, CONSERVATIVE, REWRITES, WITH_WORK, Constants, Copy, LinearNumbers, Rewrite, Rewritten
-from exporter.graph.rewrites.contract import Bypass, linear_of, numbers_given
+from exporter.graph.rewrites import AHEAD, BACK, CONSERVATIVE, LONE, REWRITES, WITH_WORK, Constants, Copy, LinearNumbers, Rewrite, Rewritten
+from exporter.graph.rewrites.contract import Bypass, affine_numbers, linear_of, numbers_given
 from exporter.graph.rewrites.late_weight import LateWeight
-from exporter.graph.rewrites.objections import affine_of
 
 __all__ = ["Copy", "NewNumbers", "Plan", "make_plan"]
 
@@ -55,7 +54,8 @@ class Plan:
         attempts: what fitted the graph around a BatchNorm, in order, whether its numbers allowed it or not.
         cost_before, cost_after: of the whole graph, for a batch of one where its size is dynamic.
         missed: what was required to be folded, and why it cannot be.
-        num_affine: folds of products and sums with constants that nobody calls a BatchNorm.
+        num_affine: folds of products and sums with constants, one behind the other, that nobody calls a BatchNorm.
+        absorbed: products and sums that stood alone and are gone; none of ``folded``, ``refusals`` and ``num_affine`` counts them.
     """
 
     numbers: tuple[NewNumbers, ...]
@@ -63,6 +63,7 @@ class Plan:
     folded: tuple[Folded, ...]
     refusals: tuple[Refusal, ...]
     num_affine: int = 0
+    absorbed: tuple[Folded, ...] = ()
     copies: tuple[Copy, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     cost_before: Cost = field(default_factory=Cost)
@@ -74,7 +75,8 @@ def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig, *,
     """Plan the folds of ``graph``, which is changed on the way: folded BatchNorms leave it.
 
     Each rewrite is tried on all that is left, in the order of execution, but from the end for those that look ahead; then all over
-    again as long as anything was folded, since a fold may make room for another. What adds work comes where nothing else is left to do.
+    again as long as anything was folded, since a fold may make room for another. Products and sums that stand alone come where no BatchNorm
+    is left to fold; what adds work comes where nothing else is left to do.
 
     Args:
         graph: the abstract graph.
@@ -84,8 +86,9 @@ def make_plan(graph: AbstractGraph, constants: Constants, config: FoldConfig, *,
     """
     planning = _Planning(graph, constants, config, required)
     conservative = config.level == "conservative"
-    stages = (CONSERVATIVE,) if conservative else (REWRITES, WITH_WORK)
-    while any(planning.round_(rewrites) for rewrites in stages):
+    norms, lone = planning.norms, planning.lone
+    stages = ((CONSERVATIVE, norms), (CONSERVATIVE, lone)) if conservative else ((REWRITES, norms), (LONE, lone), (WITH_WORK, norms))
+    while any(planning.round_(rewrites, names) for rewrites, names in stages):
         pass
     if required:
         while any(planning.round_(rewrites, required) for rewrites in (REWRITES, WITH_WORK)):
@@ -103,6 +106,8 @@ class _Planning:
         self._cost_before = cost_of_graph(graph)
         self._names = {operator.name: operator.module for operator in graph.channel_affines()}
         self._must_explain = {operator.name for operator in graph.batch_norms()}
+        self.lone = {operator.name for operator in graph.channel_affines() if _is_lone(operator)}
+        self.norms = self._names.keys() - self.lone
         self._read = {operator.name: operator.inputs for operator in graph.operators.values()}
         self._working = _Working(constants)
         self._attempts: list[Attempt] = []
@@ -119,12 +124,12 @@ class _Planning:
         self._left = [name for name in self._names if name not in self._refusals]
         self._reasons: dict[str, dict[Rewrite, Refusal]] = {name: {} for name in self._left}
 
-    def round_(self, rewrites: tuple[Rewrite, ...], only: Collection[str] | None = None) -> bool:
-        """Try each rewrite on all BatchNorms that are left, or on some; return whether any was folded."""
+    def round_(self, rewrites: tuple[Rewrite, ...], only: Collection[str]) -> bool:
+        """Try each rewrite on these operators, as far as they are left; return whether any was folded."""
         num_left = len(self._left)
         for rewrite in rewrites:
             for name in list(reversed(self._left) if rewrite.looks_ahead else self._left):
-                if only is not None and name not in only:
+                if name not in only:
                     continue
                 outcome = self._attempt(self._graph.operators[name], rewrite)
                 if isinstance(outcome, Refusal):
@@ -139,12 +144,13 @@ class _Planning:
         """Return all that was decided."""
         refusals = {**self._refusals, **{name: _summary(self._reasons[name], self._dear.get(name, "")) for name in self._left}}
         kept = tuple(refusals[name] for name in self._names if name in refusals and name in self._must_explain)
-        done = tuple(self._folded[name] for name in self._names if name in self._folded)
-        num_affine = sum(name not in self._must_explain for name in self._folded)
+        done = tuple(self._folded[name] for name in self._names if name in self._folded and name not in self.lone)
+        absorbed = tuple(self._folded[name] for name in self._names if name in self._folded and name in self.lone)
+        num_affine = sum(name not in self._must_explain and name not in self.lone for name in self._folded)
         numbers = self._working.new_numbers(self._graph)
         costs = (self._cost_before, self._cost_after())
         missed = {name: refusals[name] for name in self._required if name in refusals}
-        return Plan(numbers, tuple(self._bypasses), done, kept, num_affine, tuple(self._copies), tuple(self._attempts), *costs, missed)
+        return Plan(numbers, tuple(self._bypasses), done, kept, num_affine, absorbed, tuple(self._copies), tuple(self._attempts), *costs, missed)
 
     def _cost_after(self) -> Cost:
         changed = {name: self._working.of(operator) for name, operator in self._graph.operators.items() if name in self._working.changed}
@@ -174,9 +180,12 @@ class _Planning:
         if objection is not None:
             return objection
         first = match.absorbers[0]
-        channels = max(self._working.read(name).size for name in affine_of(affine).parameters)
-        name = first.module or first.kind
-        return rewritten, Folded(affine.module, name, rewritten.pattern, channels, rewritten.max_scale, rewritten.direction, rewritten.changed)
+        channels = affine_numbers(affine, self._working)[0].size
+        name, changed = first.module or first.kind, rewritten.changed
+        if _is_lone(affine):  # what made its data makes what it made, and whoever counts the calls of its module finds one less
+            others = (product.module for product in match.absorbers if rewritten.direction == "back")
+            changed = tuple(dict.fromkeys((*changed, affine.module, *others)))
+        return rewritten, Folded(affine.module or affine.name, name, rewritten.pattern, channels, rewritten.max_scale, rewritten.direction, changed)
 
     def _too_late(self, affine: Operator, rewritten: Rewritten) -> Refusal | None:
         """Refuse a copy for a reader that read something else when all began: copies are made before anything else is done."""
@@ -190,8 +199,8 @@ class _Planning:
         return None
 
     def _too_dear(self, affine: Operator, rewrite: Rewrite, rewritten: Rewritten) -> Refusal | None:
-        """Refuse what adds work and does not pay, unless everything is asked for."""
-        if rewrite not in WITH_WORK or self._config.level == "aggressive" or affine.name in self._required:
+        """Refuse what adds work and does not pay, unless everything is asked for; of what stands alone, whatever leaves as much work."""
+        if not _is_lone(affine) and (rewrite not in WITH_WORK or self._config.level == "aggressive" or affine.name in self._required):
             return None
         graph, originals = self._graph, {copied.name: copied.operator for copied in rewritten.copies}
         gone = [graph.operators[name] for name, _ in rewritten.bypasses]
@@ -206,6 +215,10 @@ class _Planning:
         old, new = total_of(before), total_of(after)
         self._dear[affine.name] = f"exact at the level aggressive, with FLOPs {old.flops} -> {new.flops} and bytes {old.bytes} -> {new.bytes} here"
         return Refusal(affine.module, RefusalReason.BLOCKED, (), self._dear[affine.name])
+
+
+def _is_lone(operator: Operator) -> bool:
+    return isinstance(operator.role, ConstantAffine) and operator.role.lone is not None
 
 
 def _exclusion(name: str, config: FoldConfig) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ _STORED = (
     "outputs",
     "folded",
     "refusals",
+    "absorbed",
     "num_batch_norms",
     "ops_before",
     "ops_after",
@@ -79,7 +81,7 @@ def load_graph(path: Path, *, key: str | None = None) -> Graph | None:
         folded_program=folded,
         inputs=_specs(content["inputs"]),
         outputs=_specs(content["outputs"]),
-        folded=tuple(Folded(**{**entry, "max_scale": float(entry["max_scale"]), "changed": tuple(entry["changed"])}) for entry in content["folded"]),
+        folded=_folds(content["folded"]),
         refusals=tuple(
             Refusal(entry["batch_norm"], RefusalReason(entry["reason"]), tuple(entry["culprits"]), entry["detail"]) for entry in content["refusals"]
         ),
@@ -88,11 +90,16 @@ def load_graph(path: Path, *, key: str | None = None) -> Graph | None:
         ops_after=content["ops_after"],
         cost_before=Cost(**content["cost_before"]),
         cost_after=Cost(**content["cost_after"]),
+        absorbed=_folds(content["absorbed"]),
         provenance=Provenance(**content["provenance"]),
         sketch=Sketch(tuple(SketchNode(**{**entry, "reads": tuple(entry.get("reads", ()))}) for entry in content["sketch"])),
         path=path,
         digest=Digest(digest, "file"),
     )
+
+
+def _folds(entries: Iterable[Mapping[str, Any]]) -> tuple[Folded, ...]:
+    return tuple(Folded(**{**entry, "max_scale": float(entry["max_scale"]), "changed": tuple(entry["changed"])}) for entry in entries)
 
 
 def _save_program(program: ExportedProgram, path: Path) -> None:

@@ -67,6 +67,8 @@ def write_folded(folded: FoldedOnnx, given: OnnxModel, path: Path, config: FoldC
         "folded": str(len(folded.folded)),
         "refused": str(len(folded.refusals)),
     }
+    if folded.absorbed:
+        lineage["absorbed"] = str(len(folded.absorbed))
     if reasons:
         lineage["refused_for"] = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
     versions = {name: installed_version(name) for name in _LIBRARIES}

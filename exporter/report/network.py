@@ -97,7 +97,7 @@ def _joins(row: NetworkRow, node: SketchNode, fate: Folded | Refusal | None, *, 
     if isinstance(fate, Folded):
         product = row.node.module or row.node.kind
         return follows and fate.direction == "back" and row.kind in {"product", "took"} and fate.producer == product
-    return follows and node.part == "other" and row.kind != "input"
+    return follows and node.part in {"other", "scale"} and row.kind != "input"
 
 
 def _kind(node: SketchNode, fate: Folded | Refusal | None) -> RowKind:

@@ -130,22 +130,32 @@ def render_fold(
     ops_after: int,
     *,
     costs: tuple[Cost, Cost] | None = None,
+    absorbed: Sequence[Folded] = (),
 ) -> list[str]:
-    """Return what folding did: counts by pattern, what a run costs, then what was kept: each with its reason, or where they are many by reason.
+    """Return what folding did: counts by pattern, what else was absorbed, what a run costs, then what was kept.
+
+    Each of those stands with its reason, or where they are many by reason.
 
     Args:
         costs: of the graph before and after; None where nobody knows.
+        absorbed: products and sums that stood alone.
     """
-    patterns = collections.Counter(item.pattern for item in folded)
     parts = [f"folded {len(folded)} of {num_batch_norms} BatchNorm"]
-    if patterns:
-        parts.append(" · ".join(f"{pattern} {count}" for pattern, count in sorted(patterns.items(), key=lambda item: (-item[1], item[0]))))
+    if folded:
+        parts.append(_patterns(folded))
     parts.append(f"ops {ops_before} → {ops_after}")
     lines = ["   ".join(parts)]
+    if absorbed:
+        lines.append(f"absorbed {len(absorbed)} products and sums with constants   {_patterns(absorbed)}")
     if told := phrases.cost_text(costs or ()):
         lines.append(f"cost   {told}")
     lines += _kept_each(refusals) if len(refusals) <= _MOST_KEPT else _kept_by_reason(refusals)
     return [printable(line) for line in lines]
+
+
+def _patterns(folds: Sequence[Folded]) -> str:
+    counts = collections.Counter(item.pattern for item in folds)
+    return " · ".join(f"{pattern} {count}" for pattern, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _kept_each(refusals: Sequence[Refusal]) -> list[str]:

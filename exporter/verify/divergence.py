@@ -120,11 +120,13 @@ def _reference_key(key: LayerKey | None, folds: Mapping[str, str]) -> LayerKey |
 
 
 def _folds(graph: Graph) -> dict[str, str]:
-    return {folded.producer: folded.batch_norm for folded in graph.folded if folded.direction == "back" and not folded.changed}
+    changed = _changed(graph)
+    back = (folded for folded in graph.folded if folded.direction == "back" and not folded.changed)
+    return {folded.producer: folded.batch_norm for folded in back if folded.producer not in changed}
 
 
 def _changed(graph: Graph) -> frozenset[str]:
-    return frozenset(name for folded in graph.folded for name in folded.changed)
+    return frozenset(name for folded in (*graph.folded, *graph.absorbed) for name in folded.changed)
 
 
 def _by_key(observed: list[Observed]) -> dict[LayerKey, Array]:

@@ -45,7 +45,7 @@ SEEN = {
     "before a transposed convolution": [("relu", "before"), ("conv", "behind")],
     "between two relus": [("relu", "before"), ("act", "behind")],
     "half of a concatenation is no product": [("relu", "before"), ("relu", "behind")],
-    "conv subclass that scales": [("conv", "before"), ("bn", "itself")],
+    "conv subclass that activates": [("conv", "before"), ("bn", "itself")],
     "bn behind a shared folded bn": [("relu", "beside"), ("add", "behind")],
 }
 

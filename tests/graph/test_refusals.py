@@ -73,9 +73,9 @@ class FunctionalTraining(nn.Module):
         return nn.functional.batch_norm(self.conv(x), self.bn.running_mean.clone(), self.bn.running_var.clone(), training=True)
 
 
-class ScaledConv(nn.Conv2d):
+class GatedConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        return 2.0 * super().forward(x)
+        return torch.sigmoid(super().forward(x))
 
 
 class WritesStatistics(nn.Module):
@@ -167,7 +167,7 @@ CASES = {
     ),
     "between two relus": (Sequence(relu=nn.ReLU(), bn=bn(3), act=nn.ReLU()), IMAGE, {"bn": REASON.NOT_LINEAR}, "act"),
     "half of a concatenation is no product": (HalfLinear(), IMAGE, {"bn": REASON.NOT_LINEAR}, "relu"),
-    "conv subclass that scales": (Sequence(conv=ScaledConv(3, 4, 3), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "mul"),
+    "conv subclass that activates": (Sequence(conv=GatedConv(3, 4, 3), bn=bn()), IMAGE, {"bn": REASON.NOT_LINEAR}, "sigmoid"),
     "bn behind a shared folded bn": (NormBetweenTwoUsers(), IMAGE, {"b": REASON.OTHER_CONSUMER}, "relu"),
 }
 

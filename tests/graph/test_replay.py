@@ -112,7 +112,23 @@ def norm_in_norm() -> nn.Module:
     return Sequence(before=nn.Sigmoid(), bn=nn.BatchNorm2d(3, affine=False), bn2=nn.BatchNorm2d(3), behind=nn.Sigmoid())
 
 
+class Scaled(nn.Module):
+    """Layer scales behind a convolution and in front of one, an offset, and a convolution without a bias that gets none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(3, 4, 3, bias=False), nn.Parameter(torch.ones(4))
+        self.bn, self.divisor, self.mean = nn.BatchNorm2d(4), nn.Parameter(torch.ones(4, 1, 1)), nn.Parameter(torch.ones(4, 1, 1))
+        self.last = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x / 255) * self.scale.view(1, -1, 1, 1)
+        y = torch.sigmoid(self.bn(torch.sigmoid(y))) / self.divisor
+        return torch.sigmoid(0.5 * (self.mean - self.last(y)))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "layer scales": Scaled,
     "residual": Residual,
     "branches": Branches,
     "concatenation": Joined,

@@ -44,7 +44,7 @@ def matrix_product(node: torch.fx.Node, constants: Collection[str]) -> Linear | 
         return None
     inner, outer = (axes - 2, axes - 1) if is_behind else (axes - 1, axes - 2)
     along = rank - 1 if is_behind else rank - 2
-    return Linear(data.name, weight.name, None, outer, along, inner, along, sees_all=axes == 2)
+    return Linear(data.name, weight.name, None, outer, along, inner, along, sees_all=axes == 2, takes_bias=False)
 
 
 def numbers_read_by(node: torch.fx.Node, constants: Collection[str]) -> tuple[torch.fx.Node | None, torch.fx.Node | None]:

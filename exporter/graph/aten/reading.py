@@ -89,8 +89,8 @@ def _without_products(values: list[Value], operators: list[Operator]) -> tuple[l
     gone: set[str] = set()
     for position, operator in enumerate(operators):
         role = operator.role
-        if not isinstance(role, ConstantAffine):
-            continue
+        if not isinstance(role, ConstantAffine) or role.scale is None or role.shift is None:
+            continue  # no BatchNorm, or one of the two alone
         product = next(name for name in operator.inputs if name != role.shift)
         for name in (role.data, role.scale):
             table[name].users = list(dict.fromkeys(operator.name if user == product else user for user in table[name].users))
@@ -177,7 +177,7 @@ def _operator(node: torch.fx.Node, constants: Mapping[str, str], names: _Names) 
     if isinstance(role, BatchNorm):
         owner = constants.get(role.mean or role.gamma or "", "").rpartition(".")[0]
         module, kind = names.unique(owner or module or node.name), "batch_norm"
-    elif isinstance(role, ConstantAffine):
+    elif isinstance(role, ConstantAffine) and role.lone is None:
         module, kind = names.unique(module or node.name), "batch_norm" if role.is_batch_norm else "affine"
     elif isinstance(role, Linear):
         kind = f"conv{'_transpose' if role.is_transposed else ''}{rank_of(node) - 2}d" if kind == "convolution" else kind

@@ -10,6 +10,7 @@ import torch
 
 from exporter.graph.abstract import BatchNorm, ConstantAffine, Role, Training
 from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, each_axis, module_type_of, name_of, operator_kind, rank_of, size_of
+from exporter.graph.aten.lone import LONE_KINDS, lone_affine
 from exporter.graph.aten.products import MATRIX_PRODUCTS, PRODUCTS, matrix_product
 from exporter.graph.through import Join, KeepsChannels, Maximum, Permutation, PixelShuffle, PositiveHomogeneous, Reshape, Sum, Take
 
@@ -66,9 +67,8 @@ def role_of(node: torch.fx.Node, constants: Mapping[str, str]) -> Role | None:
         return affine
     if kind in MATRIX_PRODUCTS:
         return matrix_product(node, constants)
-    if kind in _MAKERS:
-        return _MAKERS[kind](node, arguments_of(node), result)
-    return None
+    role = _MAKERS[kind](node, arguments_of(node), result) if kind in _MAKERS else None
+    return role if role is not None or kind not in LONE_KINDS else lone_affine(node, constants)
 
 
 def _batch_norm(node: torch.fx.Node, kind: str) -> BatchNorm | None:

@@ -1,21 +1,31 @@
-"""Chains of products and sums with constants of each channel, which are one map ``s x + t``: a BatchNorm in parts."""
+"""Chains of products and sums with constants of each channel, which are one map ``s x + t``: a BatchNorm in parts, or a part alone.
+
+What stands alone, a layer scale or a factor, is a map too. Where its constants are the same everywhere it acts on any axis: it is taken
+where a product stands next to it, with that one's channels.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
+from exporter.graph.abstract import Linear
 from exporter.graph.algebra import Float64
 from exporter.graph.onnx.constants import FLOATS
 from exporter.graph.onnx.facts import Facts
 from exporter.graph.onnx.nodes import is_standard, module_type_of
+from exporter.graph.onnx.roles import role_of
 
 __all__ = ["Chain", "chains_in"]
 
+_PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_PARTS = {"Erf", "Tanh", "Sqrt", "Reciprocal"}
+"""Of a GELU or a normalisation in parts: runtimes know the whole by its shape, and make one kernel of it."""
+_STEPS = 3
 _CALLED_NORM = re.compile(r"batch_?norm", re.IGNORECASE)
 
 
@@ -28,6 +38,7 @@ class Chain:
         axis: along which the constants vary, None where none does.
         s, t: of the whole; of shape ``(channels,)`` or ``(1,)``.
         scales, shifts: whether there is a product, and a sum, in it.
+        is_lone: it looks like no BatchNorm.
     """
 
     nodes: tuple[ir.Node, ...]
@@ -37,16 +48,19 @@ class Chain:
     t: Float64
     scales: bool
     shifts: bool
+    is_lone: bool = False
 
     @property
     def is_batch_norm(self) -> bool:
         """Return whether the file calls it one."""
+        if self.is_lone:
+            return False
         names = (text for node in self.nodes for text in (module_type_of(node), node.name or "", node.outputs[0].name or ""))
         return any(_CALLED_NORM.search(name) for name in names)
 
 
 def chains_in(nodes: Iterable[ir.Node], facts: Facts, taken: set[ir.Node]) -> Iterator[Chain]:
-    """Yield the chains of at least one product and one sum, each as long as it can be.
+    """Yield the chains, each as long as it can be; those without a product or without a sum are lone.
 
     Args:
         nodes: in the order of execution.
@@ -63,7 +77,51 @@ def chains_in(nodes: Iterable[ir.Node], facts: Facts, taken: set[ir.Node]) -> It
             del open_chains[step.data]
             step = _composed(before, step)
         open_chains[node.outputs[0]] = step
-    yield from (chain for chain in open_chains.values() if chain.scales and chain.shifts and chain.axis is not None)
+    for chain in open_chains.values():
+        found = chain if chain.scales and chain.shifts and chain.axis is not None and len(chain.nodes) > 1 else _lone(chain, facts)
+        if found is not None:
+            yield found
+
+
+def _lone(chain: Chain, facts: Facts) -> Chain | None:
+    """Return a chain that looks like no BatchNorm with one number for each channel; None where it does nothing, or nobody can take it."""
+    if (np.all(chain.s == 1.0) and not np.any(chain.t)) or _is_part_of_another(chain.data, facts):
+        return None
+    axis = _axis_beside(chain, facts) if chain.axis is None else chain.axis
+    shape = facts.shape(chain.data) or ()
+    size = shape[axis] if axis is not None and axis < len(shape) else None
+    if axis is None or not isinstance(size, int):
+        return None
+    return replace(chain, axis=axis, s=np.broadcast_to(chain.s, (size,)), t=np.broadcast_to(chain.t, (size,)), is_lone=True)
+
+
+def _axis_beside(chain: Chain, facts: Facts) -> int | None:
+    """Return the axis of the channels of the product right in front of a chain, or right behind it."""
+    before, users = _product(chain.data.producer(), facts), chain.nodes[-1].outputs[0].uses()
+    if before is not None:
+        return before.output_axis
+    behind = _product(next(iter(users))[0], facts) if len(users) == 1 else None
+    return behind.input_axis if behind is not None and behind.data == chain.nodes[-1].outputs[0].name else None
+
+
+def _product(node: ir.Node | None, facts: Facts) -> Linear | None:
+    """Return the role of a product, or of the one whose bias a sum adds."""
+    if node is not None and node.op_type == "Add":
+        node = next((made for value in node.inputs if value is not None and (made := value.producer()) is not None), None)
+    role = role_of(node, 0, facts) if node is not None and node.op_type in _PRODUCTS else None
+    return role if isinstance(role, Linear) else None
+
+
+def _is_part_of_another(data: ir.Value, facts: Facts) -> bool:
+    """Return whether what makes the data, within a few steps and behind the last product, is one of the parts that runtimes look for."""
+    border: list[ir.Value | None] = [data]
+    for _ in range(_STEPS):
+        nodes = [node for value in border if value is not None and value not in facts.known and (node := value.producer()) is not None]
+        nodes = [node for node in nodes if node.op_type not in _PRODUCTS]
+        if any(node.op_type in _PARTS for node in nodes):
+            return True
+        border = [value for node in nodes for value in node.inputs]
+    return False
 
 
 def _step(node: ir.Node, facts: Facts) -> Chain | None:

@@ -72,6 +72,7 @@ def fold_onnx(model: onnx.ModelProto, config: FoldConfig, *, base: Path) -> Fold
         sketch=sketch,
         cost_before=plan.cost_before,
         cost_after=plan.cost_after,
+        absorbed=plan.absorbed,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Operator, Value
+from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Lone, Operator, Value
 from exporter.graph.algebra import Float64
 from exporter.graph.onnx.affines import chains_in
 from exporter.graph.onnx.constants import Known
@@ -144,12 +144,16 @@ class _Maker:
         for chain in chains_in(model.graph, self.facts, {*self.merged, *self.absorbed}):
             last = chain.nodes[-1]
             output, data = name_of(last), chain.data.name or ""
-            scale, shift = f"scale of {output}", f"shift of {output}"
-            self._add_number_(scale, chain.s, last)
-            self._add_number_(shift, chain.t, last)
-            role = ConstantAffine(data, scale, shift, chain.axis or 0, chain.is_batch_norm)
-            kind = "batch_norm" if chain.is_batch_norm else "affine"
-            self.merged[last] = Operator(output, self._unique(label_of(last)), kind, (data, scale, shift), output, role)
+            scale = f"scale of {output}" if chain.scales or not chain.is_lone else None
+            shift = f"shift of {output}" if chain.shifts or not chain.is_lone else None
+            for name, numbers in ((scale, chain.s), (shift, chain.t)):
+                if name is not None:
+                    self._add_number_(name, numbers, last)
+            lone = Lone(chain.s.size) if chain.is_lone else None
+            role = ConstantAffine(data, scale, shift, chain.axis or 0, chain.is_batch_norm, lone)
+            kind = "batch_norm" if chain.is_batch_norm else "affine" if lone is None else last.op_type
+            label = label_of(last) if chain.is_lone else self._unique(label_of(last))
+            self.merged[last] = Operator(output, label, kind, (data, *role.parameters), output, role)
             self.nodes[output] = chain.nodes
             self.absorbed.update(chain.nodes[:-1])
 

@@ -110,7 +110,7 @@ def _matmul(node: ir.Node, facts: Facts) -> Role | None:
         return None
     inner, outer = (axes - 2, axes - 1) if is_behind else (axes - 1, axes - 2)
     along = rank - 1 if is_behind else rank - 2
-    return Linear(_name(data), _name(weight), None, outer, along, inner, along, sees_all=axes == 2)
+    return Linear(_name(data), _name(weight), None, outer, along, inner, along, sees_all=axes == 2, takes_bias=False)
 
 
 def _batch_norm(node: ir.Node, facts: Facts) -> Role | None:

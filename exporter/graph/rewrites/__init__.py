@@ -19,6 +19,7 @@ __all__ = [
     "AHEAD",
     "BACK",
     "CONSERVATIVE",
+    "LONE",
     "REWRITES",
     "WITH_WORK",
     "Constants",
@@ -34,6 +35,8 @@ BACK: Rewrite = IntoProducers()
 AHEAD: Rewrite = IntoConsumers()
 """The two that say what stands on either side of a BatchNorm that is kept."""
 
+_INTO_BATCH_NORM: Rewrite = IntoBatchNorm()
+
 REWRITES: tuple[Rewrite, ...] = (
     BACK,
     BackThroughHomogeneous(),
@@ -42,12 +45,15 @@ REWRITES: tuple[Rewrite, ...] = (
     AHEAD,
     AheadThroughHomogeneous(),
     SignedMaximum(),
-    IntoBatchNorm(),
+    _INTO_BATCH_NORM,
 )
 """Backwards first, since it costs nothing; branches next, since they wait for the folds beside them; what stays takes what is left."""
 
 WITH_WORK: tuple[Rewrite, ...] = (PaddedConsumers(), CopiedProducers())
 """What adds work: tried where nothing of the others is left to do, and taken where it pays."""
+
+LONE: tuple[Rewrite, ...] = (BACK, AHEAD, _INTO_BATCH_NORM)
+"""What is tried for products and sums that stand alone: it has to leave less work whatever their numbers are."""
 
 CONSERVATIVE: tuple[Rewrite, ...] = (BACK,)
 """What the level ``conservative`` tries."""

@@ -107,11 +107,16 @@ class Rewrite(Protocol):
 
 
 def affine_numbers(operator: Operator, numbers: Numbers) -> tuple[Float64, Float64]:
-    """Return ``s`` and ``t`` of a BatchNorm with constant statistics, each of shape ``(channels,)``."""
+    """Return ``s`` and ``t`` of a BatchNorm with constant statistics, or of what stands alone, each of shape ``(channels,)``."""
     role = operator.role
     if isinstance(role, ConstantAffine):
-        s, t = numbers.read(role.scale).reshape(-1), numbers.read(role.shift).reshape(-1)
+        s, t = (np.full(1, missing) if name is None else numbers.read(name).reshape(-1) for name, missing in ((role.scale, 1.0), (role.shift, 0.0)))
         size = max(s.size, t.size)
+        if role.lone is not None:
+            size = role.lone.channels
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                s = role.lone.factor / s if role.lone.divides else role.lone.factor * s
+                t = role.lone.offset - t if role.lone.subtracts else role.lone.offset + t
         return np.broadcast_to(s, (size,)).copy(), np.broadcast_to(t, (size,)).copy()
     if not isinstance(role, BatchNorm) or role.mean is None or role.var is None:
         raise TypeError(f"{operator.label} is no BatchNorm with running statistics")

@@ -19,6 +19,7 @@ from exporter.artifacts import Refusal, RefusalReason
 from exporter.graph.abstract import AbstractGraph, BatchNorm, Operator
 from exporter.graph.algebra import shifted_bias
 from exporter.graph.rewrites.contract import Match, Numbers, Rewritten, affine_numbers
+from exporter.graph.rewrites.into_producers import name_of_affine
 from exporter.graph.rewrites.linear_numbers import LinearNumbers
 from exporter.graph.rewrites.objections import affine_of, objection_to_statistics
 from exporter.graph.rewrites.sums import is_private
@@ -58,4 +59,6 @@ class IntoBatchNorm:
         first, own = match.absorbers[0], numbers.of(match.absorbers[0])
         new = LinearNumbers(s * own.weight, shifted_bias(own.bias, s, t))
         bypass = (match.affine.name, affine_of(match.affine).data)
-        return Rewritten({first.name: new}, (bypass,), "batch_norm+bn", float(np.abs(s).max(initial=0.0)), "back", (first.module,))
+        return Rewritten(
+            {first.name: new}, (bypass,), f"batch_norm+{name_of_affine(match.affine)}", float(np.abs(s).max(initial=0.0)), "back", (first.module,)
+        )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from exporter.artifacts import Refusal, RefusalReason
-from exporter.graph.abstract import AbstractGraph, Operator
+from exporter.graph.abstract import AbstractGraph, ConstantAffine, Operator
 from exporter.graph.algebra import shift_seen
 from exporter.graph.rewrites.ahead import PASSES_AHEAD, WayAhead, carried_ahead, ways_ahead
 from exporter.graph.rewrites.contract import Match, Numbers, Rewritten, affine_numbers, linear_of
@@ -51,7 +51,7 @@ class IntoConsumers:
         if isinstance(new, Refusal):
             return new
         bypass = (match.affine.name, affine_of(match.affine).data)
-        return Rewritten(new, (bypass,), pattern_ahead(ways), float(np.abs(s).max(initial=0.0)), "ahead", changed_ahead(ways))
+        return Rewritten(new, (bypass,), pattern_ahead(match.affine, ways), float(np.abs(s).max(initial=0.0)), "ahead", changed_ahead(ways))
 
 
 def numbers_ahead(affine: Operator, ways: tuple[WayAhead, ...], given: Carried, numbers: Numbers) -> dict[str, LinearNumbers] | Refusal:
@@ -77,6 +77,8 @@ def changed_ahead(ways: tuple[WayAhead, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(operator.module for way in ways for operator in way.steps))
 
 
-def pattern_ahead(ways: tuple[WayAhead, ...]) -> str:
+def pattern_ahead(affine: Operator, ways: tuple[WayAhead, ...]) -> str:
     """Return what was folded into what, in short."""
-    return "+".join(("bn", *dict.fromkeys(operator.kind for way in ways for operator in way.steps), ways[0].product.kind))
+    role = affine_of(affine)
+    name = affine.kind.lower() if isinstance(role, ConstantAffine) and role.lone is not None else "bn"
+    return "+".join((name, *dict.fromkeys(operator.kind for way in ways for operator in way.steps), ways[0].product.kind))

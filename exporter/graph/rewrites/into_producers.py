@@ -27,7 +27,7 @@ from exporter.graph.rewrites.linear_numbers import LinearNumbers
 from exporter.graph.rewrites.objections import affine_of, objection_to_statistics
 from exporter.graph.through import Carried
 
-__all__ = ["IntoProducers", "changed_back", "numbers_behind", "pattern_back"]
+__all__ = ["IntoProducers", "changed_back", "name_of_affine", "numbers_behind", "pattern_back"]
 
 
 class IntoProducers:
@@ -69,7 +69,7 @@ def numbers_behind(affine: Operator, ways: tuple[WayBack, ...], given: Carried, 
             before = product.label
             detail = f"channels of {before} lie on axis {role.output_axis}, the BatchNorm acts on axis {carried.axis}"
             return Refusal(affine.module, RefusalReason.WRONG_AXIS, (before,), detail)
-        is_shifted = bool(np.any(carried.t != 0.0)) or not way.steps
+        is_shifted = bool(np.any(carried.t != 0.0)) or (not way.steps and shifts(affine))
         new[product.name] = numbers.of(product).behind(role, carried.s, carried.t, with_bias=is_shifted)
     return new
 
@@ -81,8 +81,21 @@ def changed_back(ways: tuple[WayBack, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(operator.module for operator in (*steps, *products))) if steps else ()
 
 
+def shifts(affine: Operator) -> bool:
+    """Return whether there is a shift in an affine, whatever its numbers: a product alone has none, and makes no bias."""
+    role = affine_of(affine)
+    return not isinstance(role, ConstantAffine) or role.shifts
+
+
+def name_of_affine(affine: Operator) -> str:
+    """Return what a pattern calls it."""
+    role = affine_of(affine)
+    if isinstance(role, BatchNorm) or role.is_batch_norm:
+        return "bn"
+    return "affine" if role.lone is None else affine.kind.lower()
+
+
 def pattern_back(affine: Operator, ways: tuple[WayBack, ...]) -> str:
     """Return what was folded into what, in short."""
     between = dict.fromkeys(operator.kind.rstrip("_") for way in ways for operator, _ in reversed(way.steps))
-    is_batch_norm = isinstance(affine.role, BatchNorm) or (isinstance(affine.role, ConstantAffine) and affine.role.is_batch_norm)
-    return "+".join((ways[0].product.kind, *between, "bn" if is_batch_norm else "affine"))
+    return "+".join((ways[0].product.kind, *between, name_of_affine(affine)))

@@ -72,7 +72,7 @@ class PaddedConsumers:
                 return own
             new.update(own)
         bypass = (affine.name, affine_of(affine).data)
-        return Rewritten(new, (bypass,), pattern_ahead(ways), float(np.abs(s).max(initial=0.0)), "ahead", changed_ahead(ways))
+        return Rewritten(new, (bypass,), pattern_ahead(match.affine, ways), float(np.abs(s).max(initial=0.0)), "ahead", changed_ahead(ways))
 
 
 def _padded(affine: Operator, way: WayAhead, given: Carried, numbers: Numbers) -> dict[str, LinearNumbers] | Refusal:
