@@ -161,6 +161,8 @@ class TensorrtConfig(Section):
         version_compatible: later releases of TensorRT run the plan too; it carries code for the host, and takes no new weights.
         weight_streaming: weights may stay in the host's memory and be copied for each call.
         weight_streaming_budget_mib: device memory for the weights of such an engine when it is loaded; None leaves it to TensorRT.
+        cuda_graph: ``auto`` times calls that are captured in a CUDA graph, and plain ones where that does not work; ``always`` captures
+            inference too and ends where it does not work; ``never`` captures nothing.
         cache: folder of timing caches and engines; none means the user's cache folder.
         cache_mib: room for engines in it; 0 keeps none.
     """
@@ -181,6 +183,7 @@ class TensorrtConfig(Section):
     version_compatible: bool = False
     weight_streaming: bool = False
     weight_streaming_budget_mib: int | None = setting(default=None, ge=0)
+    cuda_graph: Literal["auto", "never", "always"] = "auto"
     cache: Path | None = None
     cache_mib: int = setting(default=8192, ge=0)
 

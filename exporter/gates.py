@@ -190,7 +190,7 @@ class Gates:
             if candidate.not_raced:
                 verdicts.append(Verdict("latency", candidate.name, Outcome.NOT_RUN, candidate.not_raced, required=False))
                 continue
-            with candidate.open() as runner, self._unfused(precision_of(runner), device=_device_of(runner)) as reference:
+            with candidate.open() as runner, self._contestant(runner) as reference:
                 verdicts.append(race(reference, runner, feed, self.config.latency, progress=self._race_progress(candidate.name)))
         return tuple(verdicts)
 
@@ -235,19 +235,23 @@ class Gates:
     # ---------------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _unfused(self, precision: Precision, *, device: Device = "cpu") -> Iterator[Runner]:
+    def _unfused(self, precision: Precision, *, device: Device = "cpu", cuda_graph: bool = False) -> Iterator[Runner]:
         """Open the unfused model, rebuilt from its factory with the baked weights."""
         module = self.workspace.module()
-        with self._torch(module, UNFUSED if precision != "float64" else "reference", precision, device) as runner:
+        with self._torch(module, UNFUSED if precision != "float64" else "reference", precision, device, cuda_graph=cuda_graph) as runner:
             yield runner
 
-    def _torch(self, module: nn.Module, name: str, precision: Precision, device: Device) -> Runner:
+    def _contestant(self, candidate: Runner) -> contextlib.AbstractContextManager[Runner]:
+        """Return the unfused model as it races ``candidate``: in its precision, on its device, in a CUDA graph where the candidate may be in one."""
+        return self._unfused(precision_of(candidate), device=_device_of(candidate), cuda_graph=getattr(candidate, "cuda_graph", False))
+
+    def _torch(self, module: nn.Module, name: str, precision: Precision, device: Device, *, cuda_graph: bool = False) -> Runner:
         from exporter.runners import TorchRunner
 
         graph = self.workspace.graph
         outputs = tuple(spec.name for spec in graph.outputs)
         threads = self.config.latency.threads
-        runner: Runner = TorchRunner(name, module, graph.inputs, outputs, precision=precision, device=device, threads=threads)
+        runner: Runner = TorchRunner(name, module, graph.inputs, outputs, precision=precision, device=device, threads=threads, cuda_graph=cuda_graph)
         return runner
 
     def _tell(self, what: str, done: int, total: int) -> None:

@@ -78,6 +78,8 @@ class ParityEvidence:
     extra_outputs: tuple[str, ...] = ()
     batch_invariance: float | None = None
     """Largest relative L2 difference between a row computed alone and in its batch."""
+    repeats: str = ""
+    """Whether calls that were run twice gave the same bits; empty where they were run once."""
     localisation: str = ""
     """On FAIL: the first layer whose output departs, by name, with the numbers; empty otherwise."""
     remarks: tuple[str, ...] = ()
@@ -121,6 +123,9 @@ class LatencyEvidence:
     reference_samples_ms: tuple[float, ...]
     clock: str
     """``perf_counter`` or ``cuda events``."""
+    launch: str = ""
+    """On a GPU, how the candidate's calls were launched: ``cuda graph``, ``enqueue``, ``eager``, with the reason where a graph could not be had."""
+    reference_launch: str = ""
     remarks: tuple[str, ...] = ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -12,14 +13,40 @@ from typing_extensions import Self
 
 from exporter.artifacts import TensorSpec
 
-__all__ = ["Array", "Feed", "PreparedCall", "Runner"]
+__all__ = ["Array", "Feed", "PreparedCall", "Repetition", "Runner"]
 
 Array: TypeAlias = NDArray[Any]
 Feed: TypeAlias = Mapping[str, Array]
 
 
+@dataclass(slots=True)
+class Repetition:
+    """What became of calls that a runner ran twice on the same input, its attribute ``repetition``.
+
+    Attributes:
+        num_calls: how many were run twice.
+        differing: output -> how many elements did not have the same bits both times; outputs that are not here had.
+        unwritten: output -> how many of them nobody wrote.
+    """
+
+    num_calls: int = 0
+    differing: dict[str, int] = field(default_factory=dict)
+    unwritten: dict[str, int] = field(default_factory=dict)
+
+    def add(self, unlike: Mapping[str, Mapping[str, int]]) -> None:
+        """Count one call more, with what was not the same in it."""
+        self.num_calls += 1
+        for output, counts in unlike.items():
+            self.differing[output] = self.differing.get(output, 0) + counts["differing"]
+            if counts["unwritten"]:
+                self.unwritten[output] = self.unwritten.get(output, 0) + counts["unwritten"]
+
+
 class PreparedCall(Protocol):
-    """A call on fixed inputs and fixed buffers that can be timed."""
+    """A call on fixed inputs and fixed buffers that can be timed.
+
+    On a GPU it has an attribute ``launch`` besides, which says how calls are launched.
+    """
 
     clock: str
     """``perf_counter`` or ``cuda events``."""

@@ -17,7 +17,7 @@ from exporter.config import TensorrtConfig
 from exporter.errors import ArtifactError, EngineBuildError, SampleError
 from exporter.files import digest_of_file
 from exporter.records import verify_record
-from exporter.runners.base import Array, Feed, PreparedCall
+from exporter.runners.base import Array, Feed, PreparedCall, Repetition
 from exporter.runners.feed_check import check_feed
 from exporter.trt_worker import Worker, loading_arguments, pack_arrays, unpack_arrays
 
@@ -33,6 +33,8 @@ class TensorrtRunner:
 
     Attributes:
         load_ms: reading, hashing and deserialising the plan and making the execution context, in the worker; without its start.
+        cuda_graph: whether timed calls are captured in a CUDA graph where that works.
+        repetition: every inference is run twice; whether it was the same both times.
     """
 
     def __init__(self, plan: Plan, config: TensorrtConfig, *, name: str = "tensorrt") -> None:
@@ -41,6 +43,8 @@ class TensorrtRunner:
         self.device = "cuda"
         self.threads: int | None = None
         self.load_ms = 0.0
+        self.cuda_graph = config.cuda_graph != "never"
+        self.repetition = Repetition()
         self._plan = plan
         self._config = config
         self._worker: Worker | None = None
@@ -95,15 +99,18 @@ class TensorrtRunner:
             self._worker = None
 
     def infer(self, feed: Feed) -> dict[str, Array]:
-        """Run once; return every output by name.
+        """Run twice; return every output of the first time by name, and keep in ``repetition`` what was not the same.
 
-        An output that the engine does not write comes back as NaN.
+        Where the engine does not write, every byte is 0xFF: NaN in each floating dtype.
 
         Raises:
             SampleError: E611 to E614, ``feed`` does not fit the model; E525, it fits no profile, or has values beyond the engine's int32.
+            EngineBuildError: the call failed (E522, E523, E549), or cannot be captured though it has to be (E548).
         """
         specs, buffers = pack_arrays(self._for_engine(feed))
-        reply = self._started().request("infer", {"arrays": specs}, buffers, limit_s=_CALL_LIMIT_S)
+        arguments = {"arrays": specs, "twice": True, "cuda_graph": "always" if self._config.cuda_graph == "always" else "never"}
+        reply = self._started().request("infer", arguments, buffers, limit_s=_CALL_LIMIT_S)
+        self.repetition.add(reply.value["unlike"])
         arrays = unpack_arrays(reply.value["arrays"], reply.buffers)
         return {spec.name: arrays[spec.name].astype(spec.dtype, copy=False) for spec in self.outputs}
 
@@ -111,12 +118,12 @@ class TensorrtRunner:
         """Place ``feed`` in fixed buffers on the device, for timing.
 
         Raises:
-            SampleError: as ``infer``.
+            SampleError, EngineBuildError: as ``infer``.
         """
         specs, buffers = pack_arrays(self._for_engine(feed))
         worker = self._started()
-        reply = worker.request("prepare", {"arrays": specs}, buffers, limit_s=_CALL_LIMIT_S)
-        return _Prepared(worker, int(reply.value["prepared"]))
+        reply = worker.request("prepare", {"arrays": specs, "cuda_graph": self._config.cuda_graph}, buffers, limit_s=_CALL_LIMIT_S)
+        return _Prepared(worker, int(reply.value["prepared"]), str(reply.value["launch"]))
 
     def _started(self) -> Worker:
         if self._worker is None:
@@ -152,11 +159,19 @@ class _Prepared:
 
     clock = "cuda events"
 
-    def __init__(self, worker: Worker, number: int) -> None:
+    def __init__(self, worker: Worker, number: int, launch: str) -> None:
         self._worker = worker
         self._number = number
+        self._launches = [launch]
+
+    @property
+    def launch(self) -> str:
+        """Return how calls are launched: ``cuda graph``, or ``enqueue`` with the reason; several where it changed."""
+        return ", then ".join(self._launches)
 
     def run_block(self, iterations: int) -> NDArray[np.float64]:
         """Run ``iterations`` calls and return the device time of each in milliseconds; shape ``(iterations,)``."""
         reply = self._worker.request("time", {"prepared": self._number, "iterations": iterations}, limit_s=_CALL_LIMIT_S)
+        if reply.value["launch"] != self._launches[-1]:
+            self._launches.append(str(reply.value["launch"]))
         return unpack_arrays(reply.value["arrays"], reply.buffers)["milliseconds"].astype(np.float64)

@@ -25,7 +25,7 @@ from exporter.config import InputConfig
 from exporter.errors import InternalError, ModelNotSupported, NoGpu
 from exporter.runners.base import Array, Feed, PreparedCall
 from exporter.runners.feed_check import check_feed
-from exporter.runners.torch_timing import CpuCall, CudaCall, CudaGraphCall
+from exporter.runners.torch_timing import CpuCall, cuda_call
 
 __all__ = ["TorchRunner", "array_from_tensor", "cast_module", "tensor_from_array"]
 
@@ -48,7 +48,7 @@ class TorchRunner:
             exported graph contains are raised to float64 too; for the others they stay as the model has them.
         device: ``cpu`` or ``cuda``.
         threads: intra-operator threads on the CPU.
-        cuda_graph: time replays of a captured CUDA graph rather than launches.
+        cuda_graph: time replays of a captured CUDA graph rather than launches, where the module can be captured.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class TorchRunner:
         module = self._loaded()
         if self.device == "cpu":
             return CpuCall(module, tensors, self._running)
-        return (CudaGraphCall if self._cuda_graph else CudaCall)(module, tensors, self._running)
+        return cuda_call(module, tensors, self._running, cuda_graph=self._cuda_graph)
 
     def _loaded(self) -> torch.nn.Module:
         if self._module is None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["CpuCall", "CudaCall", "CudaGraphCall"]
+__all__ = ["CpuCall", "CudaCall", "CudaGraphCall", "cuda_call"]
 
 Running: TypeAlias = Callable[[], AbstractContextManager[None]]
 
@@ -43,7 +43,8 @@ class CudaCall:
 
     clock = "cuda events"
 
-    def __init__(self, module: torch.nn.Module, tensors: tuple[torch.Tensor, ...], running: Running) -> None:
+    def __init__(self, module: torch.nn.Module, tensors: tuple[torch.Tensor, ...], running: Running, launch: str = "eager") -> None:
+        self.launch = launch
         self._module, self._tensors, self._running = module, tensors, running
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -67,7 +68,7 @@ class CudaGraphCall(CudaCall):
     """The same with the launches of one call captured in a CUDA graph, which the block replays."""
 
     def __init__(self, module: torch.nn.Module, tensors: tuple[torch.Tensor, ...], running: Running) -> None:
-        super().__init__(module, tensors, running)
+        super().__init__(module, tensors, running, "cuda graph")
         self._graph = torch.cuda.CUDAGraph()
         with running(), torch.cuda.stream(self._stream):
             for _ in range(_CAPTURE_WARMUPS):
@@ -78,6 +79,19 @@ class CudaGraphCall(CudaCall):
 
     def _launch(self) -> None:
         self._graph.replay()
+
+
+def cuda_call(module: torch.nn.Module, tensors: tuple[torch.Tensor, ...], running: Running, *, cuda_graph: bool) -> CudaCall:
+    """Return a call whose launches are captured in a CUDA graph, where that was asked for and torch can do it, else one that launches each time."""
+    if not cuda_graph:
+        return CudaCall(module, tensors, running)
+    try:
+        return CudaGraphCall(module, tensors, running)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as err:  # an operator that waits for the device cannot be captured
+        found = str(err).strip().split("\n")[0]
+    return CudaCall(module, tensors, running, f"eager (no CUDA graph: {found})")
 
 
 def _event() -> torch.cuda.Event:

@@ -200,6 +200,8 @@ def _evidence(
         samples_ms=tuple(map(float, ours.samples_ms)),
         reference_samples_ms=tuple(map(float, theirs.samples_ms)),
         clock=ours.call.clock,
+        launch=_launch_of(ours),
+        reference_launch=_launch_of(theirs),
         remarks=tuple(_remarks(reference, candidate, contestants, decide(interval, _limit(config)), decide(bootstrap, _limit(config)))),
     )
 
@@ -209,18 +211,25 @@ def _remarks(reference: Runner, candidate: Runner, contestants: tuple[Contestant
     remarks = []
     for runner, contestant in ((reference, theirs), (candidate, ours)):
         settings = ", ".join(f"{key} {value}" for key, value in getattr(runner, "settings", {}).items())
-        remarks.append(
-            f"{runner.name}: {runner.precision} on {runner.device}, {contestant.iterations} calls a block{', ' + settings if settings else ''}"
-        )
+        launch = _launch_of(contestant)
+        details = "".join(f", {detail}" for detail in (settings, f"launched by {launch}" if launch else "") if detail)
+        remarks.append(f"{runner.name}: {runner.precision} on {runner.device}, {contestant.iterations} calls a block{details}")
         if not contestant.is_warm:
             remarks.append(f"{runner.name} did not settle in its warm-up: three windows never agreed to {AGREEMENT:.0%}")
     if reference.device != candidate.device:
         remarks.append(f"different devices: {reference.name} on {reference.device}, {candidate.name} on {candidate.device}")
     if theirs.call.clock != ours.call.clock:
         remarks.append(f"different clocks: {reference.name} by {theirs.call.clock}, {candidate.name} by {ours.call.clock}")
+    kinds = {_launch_of(contestant).partition(" (")[0] == "cuda graph" for contestant in contestants}
+    if len(kinds) > 1 and reference.device == candidate.device == "cuda":
+        remarks.append(f"different launches: {reference.name} by {_launch_of(theirs)}, {candidate.name} by {_launch_of(ours)}")
     if by_t is not by_bootstrap:
         remarks.append(f"the bootstrap over rounds alone would say {by_bootstrap.value}")
     return remarks
+
+
+def _launch_of(contestant: Contestant) -> str:
+    return str(getattr(contestant.call, "launch", ""))
 
 
 def _reason(outcome: Outcome, evidence: LatencyEvidence, config: LatencyConfig) -> str:

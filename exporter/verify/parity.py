@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from exporter.artifacts import Outcome, OutputParity, ParityEvidence, Verdict
 from exporter.config import ParityConfig
 from exporter.errors import InternalError, ModelNotSupported
-from exporter.runners.base import Array, Runner
+from exporter.runners.base import Array, Repetition, Runner
 from exporter.verify.error_numbers import OutputScale, measure_scale
 from exporter.verify.feeds import NamedFeed
 from exporter.verify.output_parity import judge_output, unmatched_output
@@ -61,7 +61,8 @@ def compare(
     own_candidate = outputs if outputs is not None else collect_outputs(candidate, reference.feeds)
     judged = _judge_feeds(reference, own_error, own_candidate, config)
     shown = {output: _shown(judged[output]) for output in judged}
-    failed = any(parity.outcome is Outcome.FAIL for _, parity in shown.values())
+    repetition: Repetition = getattr(candidate, "repetition", None) or Repetition()
+    failed = bool(repetition.unwritten) or any(parity.outcome is Outcome.FAIL for _, parity in shown.values())
     remarks = [*reference.remarks, *([] if "recorded" in kinds else ["random inputs only"]), *_edge_remarks(judged, failed=failed)]
     before = (
         None if predecessor is None else predecessor if isinstance(predecessor, CandidateOutputs) else collect_outputs(predecessor, reference.feeds)
@@ -84,11 +85,13 @@ def compare(
         predecessor_relative_l2=distances,
         extra_outputs=extra,
         batch_invariance=_batch_invariance(own_candidate, reference),
+        repeats=_repeats(repetition),
         localisation=_localise(localise, remarks) if failed else "",
         remarks=tuple(remarks),
     )
     outcome = Outcome.FAIL if failed else Outcome.PASS
-    return Verdict("parity", candidate.name, outcome, _reason(shown, evidence), evidence=evidence, seconds=time.perf_counter() - start)
+    reason = _unwritten(repetition) or _reason(shown, evidence)
+    return Verdict("parity", candidate.name, outcome, reason, evidence=evidence, seconds=time.perf_counter() - start)
 
 
 def _judge_feeds(
@@ -191,6 +194,20 @@ def _batch_invariance(candidate: CandidateOutputs, reference: Reference) -> floa
         batched_rows, single_rows = ([row[None] for row in block[0][:count]] for block in (rows, ones))
         worst = max(worst, measure_scale(batched_rows, single_rows, 1).own_max_error)
     return worst
+
+
+def _repeats(repetition: Repetition) -> str:
+    """Return what became of the calls that were run twice, empty where none was."""
+    if not repetition.num_calls:
+        return ""
+    calls = "one call" if repetition.num_calls == 1 else f"each of {repetition.num_calls} calls"
+    unlike = ", ".join(f"{count} elements of {output}" for output, count in repetition.differing.items())
+    return f"{calls} run twice: {f'{unlike} do not have the same bits' if unlike else 'the same bits'}"
+
+
+def _unwritten(repetition: Repetition) -> str:
+    found = ", ".join(f"{count} elements of {output}" for output, count in repetition.unwritten.items())
+    return f"not written by the candidate: {found} over {repetition.num_calls} calls" if found else ""
 
 
 def _num_samples(feeds: Sequence[NamedFeed]) -> int:

@@ -31,7 +31,8 @@ def make_handlers():
 
     def record(call):
         driver = ctypes.CDLL("libcuda.so.1")
-        counts = {name: getattr(driver, f"fake{name}")() for name in ("LiveBlocks", "LiveEvents", "LiveStreams", "Synchronisations")}
+        names = ("LiveBlocks", "LiveEvents", "LiveStreams", "LiveGraphs", "Launches", "Synchronisations")
+        counts = {name: getattr(driver, f"fake{name}")() for name in names}
         return {**world.record, **counts}, ()
 
     return {**Service().handlers(), "record": record}

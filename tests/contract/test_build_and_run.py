@@ -350,7 +350,7 @@ def test_timing(release, start, loaded):
         pytest.param({"shape_refused": True}, "E522", EngineBuildError, id="set_input_shape"),
         pytest.param({"shapes_unknown": True}, "E522", EngineBuildError, id="infer_shapes"),
         pytest.param({"enqueue_fails": True}, "E522", EngineBuildError, id="execute"),
-        pytest.param({"data_dependent": True}, "E524", ModelNotSupported, id="data-dependent output"),
+        pytest.param({"infer_raises": True}, "E522", EngineBuildError, id="infer_shapes raises"),
     ],
 )
 def test_each_failure_of_a_call_is_an_error(release, start, loaded, scenario, code, kind):

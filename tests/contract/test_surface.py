@@ -7,6 +7,8 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from exporter.trt_worker import serving
 from exporter.trt_worker.serving.features import FEATURES
 
@@ -140,3 +142,60 @@ def test_the_scan_finds_what_a_release_does_not_have(release, python, surroundin
     major = release.number[0]
     lacking = set(missing(python, set().union(*map(names_used, REMOVED))))
     assert {line for line in REMOVED if names_used(line) & lacking} == {line for line, last in REMOVED.items() if last < major}
+
+
+NOTHING_TO_CHECK = {
+    # receiver and method -> why what other classes return from a method of this name is not returned here
+    "config.set_flag": "IBuilderConfig",
+    "config.clear_flag": "IBuilderConfig",
+    "profile.set_shape": "IOptimizationProfile",
+}
+
+
+NOT_OF_TENSORRT = {"cancelled.pop", "facts.update", "os.write"}
+
+
+def dropped_calls(text: str) -> set[str]:
+    """Return ``receiver.method`` of every call whose value nothing is done with."""
+    calls = [node.value.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    return {f"{ast.unparse(call.value).rpartition('.')[2]}.{call.attr}" for call in calls if isinstance(call, ast.Attribute)} - NOT_OF_TENSORRT
+
+
+def returning(python: str, methods: set[str]) -> dict[str, list[str]]:
+    """Return, for each method name, the release's classes in which it returns something."""
+    script = """
+import json, os, re, sys
+sys.path.insert(0, os.environ["EXPORTER_CONTRACT_SITE"])
+import tensorrt_bindings as trt
+found = {}
+for method in json.loads(sys.argv[1]):
+    for name, kind in vars(trt).items():
+        inner = isinstance(kind, type) and getattr(kind, method, None)
+        answers = set(re.findall(r"[)] -> (.+)", getattr(inner, "__doc__", None) or "")) if callable(inner) else set()
+        if "tensorrt" in getattr(kind, "__module__", "") and answers - {"None"}:
+            found.setdefault(method, []).append(name)
+print(json.dumps(found))
+"""
+    done = subprocess.run([python, "-c", script, json.dumps(sorted(methods))], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def unchecked(python: str, text: str) -> list[str]:
+    """Return the calls whose value is dropped though TensorRT returns one."""
+    calls = {call: call.partition(".")[2] for call in dropped_calls(text)}
+    answers = returning(python, set(calls.values()))
+    return sorted(call for call, method in calls.items() if method in answers and NOTHING_TO_CHECK.get(call, answers[method][0]) in answers[method])
+
+
+def test_every_value_that_is_returned_is_looked_at(release, python, surroundings):
+    """No call of TensorRT stands alone on its line where this release returns something from it: False and None are its ways to fail."""
+    assert unchecked(python, "\n".join(source.read_text() for source in SOURCES)) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["context.execute_async_v3(stream)", "self._context.set_tensor_address(name, 1)", "config.set_timing_cache(cache, False)"]
+)
+def test_the_scan_finds_a_value_that_is_dropped(release, python, surroundings, line):
+    """This shows that the check can fail."""
+    assert unchecked(python, line) == [line.partition("(")[0].removeprefix("self.")]
+    assert unchecked(python, f"worked = {line}") == []

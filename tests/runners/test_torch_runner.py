@@ -11,7 +11,7 @@ from torch import nn
 from exporter.artifacts import TensorSpec
 from exporter.config import InputConfig
 from exporter.errors import InternalError, ModelNotSupported, NoGpu, SampleError
-from exporter.runners import Runner, TorchRunner
+from exporter.runners import Runner, TorchRunner, torch_timing
 
 INPUTS = (TensorSpec("x", ("batch", 3), "float32"),)
 FEED = {"x": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)}
@@ -201,3 +201,25 @@ def test_use_outside_with_is_our_mistake():
     """A runner that was not entered holds no module."""
     with pytest.raises(InternalError, match="outside its with block"):
         TorchRunner("torch", linear(), INPUTS, ("y",)).infer(FEED)
+
+
+def test_a_module_that_cannot_be_captured_is_launched_each_time(monkeypatch):
+    """Where torch refuses a capture the call says why it is launched eagerly; running out of memory is no such refusal. CUDA is simulated."""
+
+    class Launches:
+        def __init__(self, module, tensors, running, launch="eager"):
+            self.launch = launch
+
+    def refuse(error):
+        def capture(*_):
+            raise error
+
+        monkeypatch.setattr(torch_timing, "CudaGraphCall", capture)
+        return torch_timing.cuda_call(linear(), (), None, cuda_graph=True)
+
+    monkeypatch.setattr(torch_timing, "CudaCall", Launches)
+    found = refuse(RuntimeError("operation not permitted when stream is capturing\nmore"))
+    assert found.launch == "eager (no CUDA graph: operation not permitted when stream is capturing)"
+    assert torch_timing.cuda_call(linear(), (), None, cuda_graph=False).launch == "eager"
+    with pytest.raises(torch.OutOfMemoryError):
+        refuse(torch.OutOfMemoryError("no memory"))

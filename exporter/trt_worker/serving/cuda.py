@@ -2,7 +2,7 @@
 
 ``libcuda.so.1`` comes with the driver, so nothing has to be installed for it, and its streams, events and pointers are those of the
 CUDA runtime that TensorRT uses: both work in the device's primary context.
-Source: CUDA Driver API reference, modules Initialization, Primary Context, Memory, Stream and Event Management.
+Source: CUDA Driver API reference, modules Initialization, Primary Context, Memory, Stream, Event and Graph Management.
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuEventRecord": (_handle, _handle),
     "cuEventElapsedTime": (ctypes.POINTER(ctypes.c_float), _handle, _handle),
     "cuEventDestroy_v2": (_handle,),
+    "cuStreamBeginCapture_v2": (_handle, ctypes.c_int),
+    "cuStreamEndCapture": (_handle, ctypes.POINTER(_handle)),
+    "cuGraphInstantiateWithFlags": (ctypes.POINTER(_handle), _handle, ctypes.c_ulonglong),
+    "cuGraphLaunch": (_handle, _handle),
+    "cuGraphDestroy": (_handle,),
+    "cuGraphExecDestroy": (_handle,),
 }
 
 
@@ -89,6 +95,14 @@ class Driver:
         status = self._call(name, *arguments)
         if status:
             raise EngineBuildError("E523", "a CUDA call came back with an error", facts={"call": name, "found": self.describe(status)})
+
+    def attempt(self, name: str, *arguments: Any) -> str:  # noqa: ANN401 - C arguments
+        """Call a function that there is another way without; return what went wrong, empty where nothing did."""
+        try:
+            status = self._call(name, *arguments)
+        except AttributeError:
+            return f"{name}: this driver does not have it"
+        return f"{name}: {self.describe(status)}" if status else ""
 
     def _call(self, name: str, *arguments: Any) -> int:  # noqa: ANN401 - C arguments
         function = self._functions.get(name)

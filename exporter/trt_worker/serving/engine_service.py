@@ -13,7 +13,8 @@ from exporter.trt_worker.serving.loop import Call, Handler
 from exporter.trt_worker.serving.tensorrt_module import import_tensorrt
 
 if TYPE_CHECKING:
-    from exporter.trt_worker.serving.session import Binding, Session
+    from exporter.trt_worker.serving.binding import Binding
+    from exporter.trt_worker.serving.session import Session
 
 __all__ = ["EngineService", "make_handlers"]
 
@@ -80,28 +81,39 @@ class EngineService:
         return {"layers": self._loaded().layers()}, ()
 
     def infer(self, call: Call) -> _Answer:
-        """Run once."""
+        """Run once, or twice, and then tell besides which outputs are not the same both times."""
+        from exporter.trt_worker.serving.repeating import FILLS, compare_runs
+
         session = self._loaded()
         binding = session.bind(unpack_arrays(call.arguments["arrays"], call.buffers))
         try:
-            specs, buffers = pack_arrays(session.run(binding))
+            session.settle(binding, call.arguments.get("cuda_graph", "never"))
+            outputs = {name: array.copy() for name, array in session.run(binding).items()}
+            unlike = compare_runs(outputs, session.run(binding, FILLS[1])) if call.arguments.get("twice") else {}
         finally:
             session.release(binding)
-        return {"arrays": specs}, buffers
+        specs, buffers = pack_arrays(outputs)
+        return {"arrays": specs, "unlike": unlike}, buffers
 
     def prepare(self, call: Call) -> _Answer:
-        """Place inputs in fixed buffers."""
+        """Place inputs in fixed buffers, and capture the call in a CUDA graph where that was asked for."""
         session = self._loaded()
         binding = session.bind(unpack_arrays(call.arguments["arrays"], call.buffers))
+        try:
+            launch = session.settle(binding, call.arguments.get("cuda_graph", "never"))
+        except BaseException:
+            session.release(binding)
+            raise
         self._number += 1
         self._prepared[self._number] = binding
-        return {"prepared": self._number}, ()
+        return {"prepared": self._number, "launch": launch}, ()
 
     def time(self, call: Call) -> _Answer:
         """Run and time a block of calls."""
-        times, wall_ms = self._loaded().time_block(self._prepared[call.arguments["prepared"]], int(call.arguments["iterations"]))
+        binding = self._prepared[call.arguments["prepared"]]
+        times, wall_ms = self._loaded().time_block(binding, int(call.arguments["iterations"]))
         specs, buffers = pack_arrays({"milliseconds": times})
-        return {"arrays": specs, "wall_ms": wall_ms}, buffers
+        return {"arrays": specs, "wall_ms": wall_ms, "launch": binding.launch}, buffers
 
     def release(self, call: Call) -> _Answer:
         """Free a prepared call."""
