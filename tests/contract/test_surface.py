@@ -148,6 +148,7 @@ NOTHING_TO_CHECK = {
     # receiver and method -> why what other classes return from a method of this name is not returned here
     "config.set_flag": "IBuilderConfig",
     "config.clear_flag": "IBuilderConfig",
+    "parser.set_flag": "OnnxParser",
     "profile.set_shape": "IOptimizationProfile",
 }
 
