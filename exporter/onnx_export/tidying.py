@@ -3,7 +3,9 @@
 computed zero biases   a convolution without bias gets one that is computed at run time; for conv3d of the wrong shape. They go.
 constants              shape arithmetic on known shapes becomes constants; BatchNorms are never touched by it.
 indices                what is gathered from constants at constant places becomes a constant, such as the biases of an attention.
-reshapes               a target shape that is computed but known up to one axis becomes a constant; of reshapes in a row the last stays.
+casts                  a cast to the dtype that a value has goes, also where the dtype is that of another value.
+reshapes               a target shape that is computed but known up to one axis becomes a constant; of views in a row one reshape stays.
+transpositions         of those in a row one stays, and none that moves no axis.
 names and metadata     each node keeps the name of its module as ``exporter.module``; traces with paths of this machine go.
 """
 
@@ -19,6 +21,7 @@ from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.rules.common import materialize_reshape_shape_rule, no_op_cast_rule
 
 from exporter.onnx_export.reshapes import merge_reshapes_
+from exporter.onnx_export.transposes import merge_transposes_
 
 __all__ = ["tidy_"]
 
@@ -34,7 +37,7 @@ def tidy_(model: ir.Model, *, inputs: Sequence[str], outputs: Sequence[str]) -> 
     _drop_computed_zero_biases_(model)
     optimizer.fold_constants(model, should_fold=_should_fold)
     rewrite(model, [materialize_reshape_shape_rule, no_op_cast_rule])
-    merge_reshapes_(model)
+    _merge_views_(model)
     modules = {node: _module_of(node) for node in model.graph.all_nodes()}
     common.ClearMetadataAndDocStringPass()(model)
     for node, module in modules.items():
@@ -55,6 +58,28 @@ def tidy_(model: ir.Model, *, inputs: Sequence[str], outputs: Sequence[str]) -> 
         for value, name in zip(values, names, strict=True):
             value.name = name
     common.NameFixPass()(model)
+
+
+def _merge_views_(model: ir.Model) -> None:
+    """Merge views, transpositions and casts, with the shapes and dtypes that they have by ONNX's inference; the file keeps those that it has."""
+    values = [value for node in model.graph.all_nodes() for value in node.outputs]
+    given = [(value, value.shape, value.type) for value in values if value.shape is None or value.type is None]
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    _drop_casts_(model)
+    while any([merge_reshapes_(model), merge_transposes_(model)]):
+        pass
+    for value, shape, kind in given:
+        value.shape, value.type = shape, kind
+
+
+def _drop_casts_(model: ir.Model) -> None:
+    """Leave out the casts of a value to the dtype of another that is its own."""
+    for node in model.graph.all_nodes():
+        if node.op_type != "CastLike" or node.domain != "" or node.outputs[0].is_graph_output():
+            continue
+        value, like = node.inputs
+        if value is not None and like is not None and value.dtype is not None and value.dtype == like.dtype:
+            ir.convenience.replace_all_uses_with(node.outputs[0], value)
 
 
 def _should_fold(node: ir.Node) -> bool | None:

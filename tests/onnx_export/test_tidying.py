@@ -21,6 +21,8 @@ from networks import folded, trained
 from exporter.config import OnnxConfig
 from exporter.onnx_export import export_onnx
 from exporter.onnx_export.reshapes import merge_reshapes_
+from exporter.onnx_export.tidying import tidy_
+from exporter.onnx_export.transposes import merge_transposes_
 
 
 def types(path: Path) -> list[str]:
@@ -84,6 +86,114 @@ def test_an_output_keeps_its_reshape():
     model = ir.from_proto(message)
     merge_reshapes_(model)
     assert [node.op_type for node in model.graph] == ["Reshape"]
+
+
+def model_of(*nodes: onnx.NodeProto, out: list[int | str], **constants: list[int] | float) -> onnx.ModelProto:
+    """Return a model x [batch, 3, 4, 5] -> nodes -> out, with whole numbers and one floating number as constants."""
+    tensors = [
+        helper.make_tensor(name, TensorProto.INT64, [len(given)], given)
+        if isinstance(given, list)
+        else helper.make_tensor(name, TensorProto.FLOAT, [1], [given])
+        for name, given in constants.items()
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 4, 5])
+    y = helper.make_tensor_value_info("out", TensorProto.FLOAT, out)
+    return helper.make_model(helper.make_graph(list(nodes), "main", [x], [y], tensors), opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def turned(source: str, output: str, *order: int) -> onnx.NodeProto:
+    return helper.make_node("Transpose", [source], [output], perm=order)
+
+
+def made(op_type: str, sources: str, output: str, **attributes: int) -> onnx.NodeProto:
+    return helper.make_node(op_type, sources.split(), [output], **attributes)
+
+
+NEG = made("Neg", "last", "out")
+KEYS = (made("Reshape", "x joined", "a"), turned("a", "b", 0, 2, 1), made("Reshape", "b apart", "last"), NEG)
+SHAPE = ["batch", 3, 4, 5]
+ROWS = {
+    "transpositions that undo each other": (model_of(turned("x", "a", 0, 2, 1, 3), turned("a", "last", 0, 2, 1, 3), NEG, out=SHAPE), []),
+    "three transpositions": (
+        model_of(turned("x", "a", 0, 2, 1, 3), turned("a", "b", 3, 0, 1, 2), turned("b", "last", 1, 0, 2, 3), NEG, out=["batch", 5, 4, 3]),
+        ["Transpose"],
+    ),
+    "a transposition of nothing": (model_of(turned("x", "last", 0, 1, 2, 3), NEG, out=SHAPE), []),
+    "without an order the axes are reversed": (
+        model_of(helper.make_node("Transpose", ["x"], ["a"]), helper.make_node("Transpose", ["a"], ["last"]), NEG, out=SHAPE),
+        [],
+    ),
+    "one that is read between": (
+        model_of(
+            turned("x", "a", 0, 2, 1, 3),
+            turned("a", "b", 0, 2, 1, 3),
+            made("Neg", "a", "c"),
+            turned("c", "d", 0, 2, 1, 3),
+            made("Add", "b d", "out"),
+            out=SHAPE,
+        ),
+        ["Transpose", "Transpose"],
+    ),
+    "an output keeps its transposition": (model_of(turned("x", "a", 0, 2, 1, 3), turned("a", "out", 0, 2, 1, 3), out=SHAPE), ["Transpose"]),
+    "keys of an attention": (model_of(*KEYS, joined=[-1, 4, 5], apart=[-1, 3, 5, 4], out=["batch", 3, 5, 4]), ["Transpose"]),
+    "keys that are taken apart otherwise": (
+        model_of(*KEYS, joined=[-1, 4, 5], apart=[-1, 3, 4, 5], out=SHAPE),
+        ["Reshape", "Reshape", "Transpose"],
+    ),
+    "other axes joined": (model_of(*KEYS, joined=[-1, 12, 5], apart=[-1, 5, 3, 4], out=["batch", 5, 3, 4]), ["Reshape", "Reshape", "Transpose"]),
+    "an axis put in and made flat": (
+        model_of(made("Unsqueeze", "x one", "a"), made("Reshape", "a flat", "last"), NEG, one=[1], flat=[-1, 12, 5], out=["batch", 12, 5]),
+        ["Reshape"],
+    ),
+    "an axis put in and taken out": (
+        model_of(made("Unsqueeze", "x one", "a"), made("Squeeze", "a one", "last"), NEG, one=[1], out=SHAPE),
+        [],
+    ),
+    "two axes put in": (
+        model_of(made("Unsqueeze", "x one", "a"), made("Unsqueeze", "a one", "last"), NEG, one=[1], out=["batch", 1, 1, 3, 4, 5]),
+        ["Reshape"],
+    ),
+    "made flat and an axis put in": (
+        model_of(made("Flatten", "x", "a"), made("Unsqueeze", "a one", "last"), NEG, one=[1], out=["batch", 1, 60]),
+        ["Reshape"],
+    ),
+    "one axis put in": (model_of(made("Unsqueeze", "x one", "last"), NEG, one=[1], out=["batch", 1, 3, 4, 5]), ["Unsqueeze"]),
+    "a cast to the own dtype": (
+        model_of(made("Neg", "x", "n"), made("CastLike", "half n", "a"), made("Mul", "n a", "out"), half=0.5, out=SHAPE),
+        ["Mul"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_views_transpositions_and_casts(name):
+    """What is left, and not a bit changes, whatever the batch."""
+    message, left = ROWS[name]
+    model = ir.from_proto(message)
+    tidy_(model, inputs=["x"], outputs=["out"])
+    tidied = ir.to_proto(model)
+    onnx.checker.check_model(tidied, full_check=True)
+    assert sorted(node.op_type for node in tidied.graph.node if node.op_type not in {"Neg", "Add"}) == left
+    for batch in (1, 3):
+        x = np.random.default_rng(0).normal(size=(batch, 3, 4, 5)).astype(np.float32)
+        np.testing.assert_array_equal(run(tidied, x), run(message, x), strict=True)
+
+
+def test_a_cast_to_another_dtype_stays():
+    """What a cast changes is not left out."""
+    message = model_of(made("CastLike", "x count", "a"), made("CastLike", "a x", "out"), count=[1], out=SHAPE)
+    model = ir.from_proto(message)
+    tidy_(model, inputs=["x"], outputs=["out"])
+    assert [node.op_type[:4] for node in model.graph] == ["Cast", "Cast"]
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    np.testing.assert_array_equal(run(ir.to_proto(model), x), np.trunc(x))
+
+
+def test_nothing_is_left_to_do():
+    """A second pass finds nothing."""
+    model = ir.from_proto(ROWS["three transpositions"][0])
+    assert merge_transposes_(model)
+    assert not merge_transposes_(model)
 
 
 class Attention(nn.Module):
