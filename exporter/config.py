@@ -161,6 +161,7 @@ class TensorrtConfig(Section):
         version_compatible: later releases of TensorRT run the plan too; it carries code for the host, and takes no new weights.
         weight_streaming: weights may stay in the host's memory and be copied for each call.
         weight_streaming_budget_mib: device memory for the weights of such an engine when it is loaded; None leaves it to TensorRT.
+        plugins: libraries with plugins, which are code: the worker loads these and no others.
         cuda_graph: ``auto`` times calls that are captured in a CUDA graph, and plain ones where that does not work; ``always`` captures
             inference too and ends where it does not work; ``never`` captures nothing.
         cache: folder of timing caches and engines; none means the user's cache folder.
@@ -183,6 +184,7 @@ class TensorrtConfig(Section):
     version_compatible: bool = False
     weight_streaming: bool = False
     weight_streaming_budget_mib: int | None = setting(default=None, ge=0)
+    plugins: tuple[Path, ...] = ()
     cuda_graph: Literal["auto", "never", "always"] = "auto"
     cache: Path | None = None
     cache_mib: int = setting(default=8192, ge=0)
@@ -354,11 +356,14 @@ def load_config(
             target.update({key: value for key, value in values.items() if value is not None})
     folder = base if base is not None else (path.parent if path is not None else Path())
     try:
-        return Config(**table | {"base": folder})
+        config = Config(**table | {"base": folder})
     except UnknownSettingError as err:
         raise _unknown_key(err, where) from err
     except SettingError as err:
         raise _config_error(err, where) from err
+    if not config.tensorrt.plugins:
+        return config
+    return config.replace(tensorrt=config.tensorrt.replace(plugins=[config.resolve(path).absolute() for path in config.tensorrt.plugins]))
 
 
 def _parse_toml(text: str) -> dict[str, Any]:

@@ -61,3 +61,7 @@ class Plan:
     """It takes new weights, and is slower for it: no claim of latency is made with it."""
     stripped: bool = False
     """It has no weights: nothing runs it until it has been refitted."""
+    version_compatible: bool = False
+    """Later releases of TensorRT run it; it carries code for the host."""
+    plugins: tuple[str, ...] = ()
+    """Names of the plugin libraries that it needs."""

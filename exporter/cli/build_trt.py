@@ -28,6 +28,9 @@ __all__ = ["command"]
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="Effort of the builder; default: 3.")
 @click.option("--refittable/--no-refittable", default=None, help="Let the engine take new weights later; slower, and never raced. Default: no.")
 @click.option("--stripped/--no-stripped", default=None, help="Leave the weights out of the plan, for --refit to put in; default: no.")
+@click.option(
+    "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="Library with plugins, loaded in the worker; several allowed."
+)
 @click.option("--version-compatible/--no-version-compatible", default=None, help="Let later releases of TensorRT run the plan; default: no.")
 @click.option(
     "--refit", "refitted", metavar="PLAN", type=click.Path(path_type=Path), help="Give PLAN the weights of a checkpoint, then check its parity."
@@ -50,6 +53,7 @@ def command(
     optimization_level: int | None,
     refittable: bool | None,
     stripped: bool | None,
+    plugins: tuple[Path, ...],
     version_compatible: bool | None,
     refitted: Path | None,
     python: str | None,
@@ -83,6 +87,7 @@ def command(
         "optimization_level": optimization_level,
         "refittable": refittable,
         "stripped": stripped,
+        "plugins": [str(path.absolute()) for path in plugins] or None,
         "version_compatible": version_compatible,
         "python": python,
         "required": True,

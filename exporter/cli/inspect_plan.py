@@ -57,6 +57,7 @@ def _lines(path: Path, sha256: str, content: Mapping[str, Any]) -> list[str]:
         f"build    {content['build_seconds']:.1f} s, optimization level {settings['optimization_level']}, {settings['workspace_mib']} MiB workspace, "
         f"timing cache: {content.get('timing_cache', 'none')}{_abilities(content)}"
     )
+    lines += [f"plugins  {plugin['name']}, sha256 {plugin['sha256']}" for plugin in content.get("plugins", [])]
     lines += [f"warning  {text}" for text in warnings[:_SHOWN_WARNINGS]]
     if len(warnings) > _SHOWN_WARNINGS:
         lines.append(f"         and {len(warnings) - _SHOWN_WARNINGS} more")

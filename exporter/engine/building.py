@@ -17,7 +17,7 @@ from exporter.engine.timing_cache import held_timing_cache, timing_key
 from exporter.errors import ArtifactError, EngineBuildError
 from exporter.files import atomic_write, digest_of_file, digest_of_settings
 from exporter.records import write_record
-from exporter.trt_worker import Reply, Worker
+from exporter.trt_worker import PluginLibrary, Reply, Worker, find_plugins
 
 __all__ = ["build_engine", "plan_key"]
 
@@ -35,7 +35,7 @@ def plan_key(onnx: Digest, config: TensorrtConfig, profiles: tuple[Profile, ...]
     """Return the digest of everything that decides a plan: ONNX bytes, settings, profiles, versions and the GPU."""
     return digest_of_settings({
         "onnx": onnx.hex,
-        "settings": _settings(config),
+        "settings": _settings(config, find_plugins(config)),
         "profiles": _profiles_json(profiles),
         "exporter": __version__,
         "tensorrt": support.tensorrt_version,
@@ -67,9 +67,9 @@ def build_engine(
         cache: folder of timing caches; none is used where it is None.
 
     Raises:
-        ArtifactError: the ONNX file is not the one that ``model`` describes (E526).
+        ArtifactError: the ONNX file is not the one that ``model`` describes (E526), or a plugin library cannot be used (E556, E557).
         ConfigError: two settings exclude each other (E555).
-        EngineBuildError: E501 to E507, E522, E523, E541, E545, E546.
+        EngineBuildError: E501 to E507, E522, E523, E541, E545, E546, E558.
         ModelNotSupported: E524.
         EnvironmentLacking: E851 to E858.
     """
@@ -78,6 +78,7 @@ def build_engine(
     if found.hex != model.digest.hex:
         facts = {"file": model.path, "found": found, "expected": model.digest}
         raise ArtifactError("E526", "the ONNX file is not the one that was exported", facts=facts, help="export it again: exporter export-onnx")
+    plugins = find_plugins(config)
     arguments = {
         "onnx_path": str(model.path.absolute()),
         "precision": SHORT_NAMES[model.precision],
@@ -87,6 +88,7 @@ def build_engine(
         "optimization_level": config.optimization_level,
         "timing_iterations": config.timing_iterations,
         **{name: getattr(config, name) for name in _BUILDER_FLAGS},
+        "plugins": [library.to_json() for library in plugins],
     }
     with Worker(config.python) as worker:
         reply = _request(worker, arguments, config, cache, progress)
@@ -96,14 +98,14 @@ def build_engine(
     provenance = Provenance(
         stage="engine",
         made_from={"onnx": str(model.digest)},
-        settings={**_settings(config), "profiles": _profiles_json(profiles)},
+        settings={**_settings(config, plugins), "profiles": _profiles_json(profiles)},
         versions={
             "exporter": __version__, "tensorrt": reply.value["tensorrt_version"], "python": python_version,
             "driver": reply.value["device"]["driver_version"], "cuda": reply.value["device"]["cuda_version"],
         },
         lineage=dict(model.provenance.lineage),
     )  # fmt: skip
-    content = plan_content(model, SHORT_NAMES[model.precision], config, profiles, provenance, reply.value)
+    content = plan_content(model, SHORT_NAMES[model.precision], config, profiles, plugins, provenance, reply.value)
     with atomic_write(path) as file:
         file.write(reply.buffers[0])
     digest = write_record(path, key=key, content=content)
@@ -129,9 +131,9 @@ def _request(
     return reply
 
 
-def _settings(config: TensorrtConfig) -> dict[str, Any]:
+def _settings(config: TensorrtConfig, plugins: tuple[PluginLibrary, ...]) -> dict[str, Any]:
     settings: Mapping[str, Any] = config.to_json()
-    return {name: settings[name] for name in _CONTENT_SETTINGS}
+    return {**{name: settings[name] for name in _CONTENT_SETTINGS}, "plugins": [library.sha256 for library in plugins]}
 
 
 def _profiles_json(profiles: tuple[Profile, ...]) -> list[dict[str, list[list[int]]]]:

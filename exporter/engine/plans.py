@@ -11,6 +11,7 @@ from exporter.config import TensorrtConfig
 from exporter.engine.structure import structure_digest
 from exporter.files import digest_of_file
 from exporter.records import read_record, record_path
+from exporter.trt_worker import PluginLibrary
 
 __all__ = ["load_plan", "plan_content", "plan_from_content"]
 
@@ -27,7 +28,13 @@ def load_plan(path: Path, *, key: str | None = None) -> Plan | None:
 
 
 def plan_content(
-    model: OnnxModel, precision: str, config: TensorrtConfig, profiles: tuple[Profile, ...], provenance: Provenance, facts: Mapping[str, Any]
+    model: OnnxModel,
+    precision: str,
+    config: TensorrtConfig,
+    profiles: tuple[Profile, ...],
+    plugins: tuple[PluginLibrary, ...],
+    provenance: Provenance,
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what the sidecar says.
 
@@ -36,6 +43,7 @@ def plan_content(
         precision: that was asked for: ``fp32``, ``fp16`` or ``bf16``.
         config: settings of the build.
         profiles: as given to the builder.
+        plugins: libraries that the engine needs.
         provenance: of the plan.
         facts: what the worker tells of the build.
     """
@@ -56,6 +64,7 @@ def plan_content(
         "disabled_tactic_sources": facts["disabled_tactic_sources"],
         "refittable": config.refittable or config.stripped,
         "stripped": config.stripped,
+        "plugins": [{"name": library.path.name, "sha256": library.sha256} for library in plugins],
         "version_compatible": config.version_compatible,
         "weight_streaming": config.weight_streaming,
         "structure": structure_digest(model) if config.refittable or config.stripped else "",
@@ -81,6 +90,8 @@ def plan_from_content(path: Path, digest: Digest, content: Mapping[str, Any]) ->
         build_seconds=float(content["build_seconds"]),
         refittable=bool(content.get("refittable")),
         stripped=bool(content.get("stripped")),
+        version_compatible=bool(content.get("version_compatible")),
+        plugins=tuple(plugin["name"] for plugin in content.get("plugins", [])),
         provenance=Provenance(**content["provenance"]),
     )
 

@@ -15,7 +15,7 @@ from exporter.engine.structure import structure_digest
 from exporter.errors import EngineBuildError
 from exporter.files import digest_of_settings, write_bytes
 from exporter.records import write_record
-from exporter.trt_worker import Worker
+from exporter.trt_worker import Worker, loading_arguments
 from exporter.trt_worker.serving.features import version_has
 
 __all__ = ["refit_engine", "require_refittable"]
@@ -46,7 +46,8 @@ def refit_engine(
     Raises:
         EngineBuildError: the plan takes no new weights (E542), the model is of another structure than the one that it was built from (E543),
             or TensorRT did not take the weights (E544); E503 to E506.
-        ArtifactError: the plan or its sidecar is not ours (E721 to E723), or TensorRT does not accept it (E521).
+        ArtifactError: the plan or its sidecar is not ours (E721 to E723), TensorRT does not accept it (E521), or a plugin library that it needs
+            is not named (E556, E557).
         EnvironmentLacking: E851 to E858.
     """
     require_refittable(plan)
@@ -55,7 +56,8 @@ def refit_engine(
     if found != content["structure"]:
         facts = {"file": model.path, "found": f"structure {found[:16]}", "expected": f"structure {content['structure'][:16]}", "plan": plan.path}
         raise EngineBuildError("E543", "the new model is not the network that the engine was built from", facts=facts, help=_REBUILD)
-    arguments = {"path": str(plan.path.absolute()), "sha256": plan.digest.hex, "onnx_path": str(model.path.absolute()), "precision": plan.precision}
+    loading = loading_arguments(plan.path, plan.digest.hex, content, config)
+    arguments = {**loading, "onnx_path": str(model.path.absolute()), "precision": plan.precision}
     with Worker(config.python) as worker:
         reply = worker.request("refit", arguments, limit_s=config.timeout_s, progress=progress)
         python_version = worker.python_version

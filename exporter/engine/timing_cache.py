@@ -19,6 +19,7 @@ from exporter.config import TensorrtConfig
 from exporter.errors import ArtifactError, EngineBuildError
 from exporter.files import digest_of_settings, write_bytes
 from exporter.records import read_record, write_record
+from exporter.trt_worker import find_plugins
 
 __all__ = ["TimingCache", "held_timing_cache", "timing_key"]
 
@@ -49,6 +50,7 @@ def timing_key(tensorrt_version: str, device: Mapping[str, Any], config: Tensorr
         "tensorrt": tensorrt_version,
         "device": dict(device),
         "flags": {"precision": precision, **{name: getattr(config, name) for name in _FLAGS}},
+        "plugins": [library.sha256 for library in find_plugins(config)],
     }).hex  # fmt: skip
 
 

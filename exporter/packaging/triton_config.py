@@ -101,10 +101,19 @@ def describe(artefact: Plan | OnnxModel, name: str, serving: Serving) -> Describ
         remarks.append(f"no dynamic batching: {gap}")
     else:
         remarks.append("no dynamic batching: the tensors do not share one dynamic batch axis")
+    if isinstance(artefact, Plan):
+        remarks += _server_options(artefact)
     message["instance_group"] = [_instances(artefact, serving)]
     lineage = _lineage(artefact)
     message["parameters"] = [{"key": f"exporter.{key}", "value": {"string_value": value}} for key, value in lineage.items()]
     return Described(str(message["backend"]), "model.plan" if is_plan else "model.onnx", largest, message, lineage, tuple(remarks))
+
+
+def _server_options(plan: Plan) -> list[str]:
+    """Return what the server has to be started with for this plan."""
+    needed = [f'--backend-config=tensorrt,plugins="{name}"' for name in plan.plugins]
+    needed += ["--backend-config=tensorrt,version-compatible=true"] if plan.version_compatible else []
+    return [f"start the server with {' '.join(needed)}"] if needed else []
 
 
 def _engine_specs(plan: Plan) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

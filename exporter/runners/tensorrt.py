@@ -65,7 +65,7 @@ class TensorrtRunner:
 
         Raises:
             ArtifactError: the plan or its sidecar is missing, altered or not ours (E721 to E723), is not the plan that this runner was made for
-                (E723), it has no weights (E547), or TensorRT does not accept it (E521).
+                (E723), it has no weights (E547), a plugin library that it needs is not named (E556, E557), or TensorRT does not accept it (E521).
             EnvironmentLacking: E851 to E858.
         """
         if self._plan.stripped:
@@ -78,10 +78,10 @@ class TensorrtRunner:
             raise ArtifactError(
                 "E723", "an artefact differs from its record", facts={"file": self._plan.path, "found": found, "expected": self._plan.digest}
             )
+        arguments = loading_arguments(self._plan.path, self._plan.digest.hex, content, self._config)
         worker = Worker(self._config.python)
         worker.__enter__()
         try:
-            arguments = loading_arguments(self._plan.path, self._plan.digest.hex, content, self._config)
             value = worker.request("load", arguments, limit_s=self._config.timeout_s).value
             self._engine_dtypes = {tensor["name"]: _ENGINE_DTYPES[tensor["dtype"]] for tensor in value["tensors"]}
             self._check_tensors()

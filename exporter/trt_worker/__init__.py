@@ -9,6 +9,17 @@ from __future__ import annotations
 
 from exporter.trt_worker.client import Reply, Service, Worker
 from exporter.trt_worker.loading import loading_arguments
+from exporter.trt_worker.plugins import PluginLibrary, find_plugins, plugins_of_plan
 from exporter.trt_worker.protocol import pack_arrays, unpack_arrays
 
-__all__ = ["Reply", "Service", "Worker", "loading_arguments", "pack_arrays", "unpack_arrays"]
+__all__ = [
+    "PluginLibrary",
+    "Reply",
+    "Service",
+    "Worker",
+    "find_plugins",
+    "loading_arguments",
+    "pack_arrays",
+    "plugins_of_plan",
+    "unpack_arrays",
+]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.config import TensorrtConfig
+from exporter.trt_worker.plugins import plugins_of_plan
 
 __all__ = ["loading_arguments"]
 
@@ -18,7 +19,10 @@ def loading_arguments(path: Path, sha256: str, content: Mapping[str, Any], confi
         path: of the plan.
         sha256: of its bytes.
         content: of its record, as ``verify_record`` returned it: code for the host runs only out of a plan whose record is ours.
-        config: settings of loading.
+        config: settings of loading; the plugin libraries that the plan needs have to be among those that it names.
+
+    Raises:
+        ArtifactError: they are not (E557), or what is named is no library (E556).
     """
     budget_mib = config.weight_streaming_budget_mib
     loading = {
@@ -26,4 +30,5 @@ def loading_arguments(path: Path, sha256: str, content: Mapping[str, Any], confi
         "streams_weights": bool(content.get("weight_streaming")),
         "budget_bytes": None if budget_mib is None else budget_mib << 20,
     }
-    return {"path": str(path.absolute()), "sha256": sha256, "loading": loading}
+    plugins = [library.to_json() for library in plugins_of_plan(path, content, config)]
+    return {"path": str(path.absolute()), "sha256": sha256, "loading": loading, "plugins": plugins}

@@ -162,6 +162,7 @@ def test_options_are_frozen() -> None:
             "--float32",
             "--optimization-level",
             "--output",
+            "--plugin",
             "--precision",
             "--profile",
             "--python",

@@ -38,8 +38,8 @@ def split_top_level(text: str) -> list[str]:
     return [piece.strip() for piece in [*pieces, text[start:]] if piece.strip()]
 
 
-def signatures(name: str, docstring: str) -> list[Signature]:
-    """Return the signatures that pybind11 writes into a docstring, without ``self``."""
+def signatures(name: str, docstring: str, *, bound: bool = True) -> list[Signature]:
+    """Return the signatures that pybind11 writes into a docstring; of a method without ``self``."""
     found = []
     for line in docstring.splitlines():
         match = re.match(rf"\s*(?:\d+\.\s+)?{re.escape(name)}\((.*)\)\s*->\s*(.+)$", line)
@@ -50,7 +50,7 @@ def signatures(name: str, docstring: str) -> list[Signature]:
             left, _, default = piece.partition(" = ")
             label, _, kind = left.partition(":")
             parameters.append(Parameter(label.strip(), kind.strip(), bool(default)))
-        found.append(Signature(tuple(parameters[1:]), match.group(2).strip()))
+        found.append(Signature(tuple(parameters[1:] if bound else parameters), match.group(2).strip()))
     return found
 
 
@@ -99,7 +99,11 @@ def bind(trt, where: str, signature: Signature, arguments: tuple, keywords: dict
 def check_call(trt, real_class, name: str, arguments: tuple, keywords: dict) -> None:
     """Raise where no signature of the real method takes this call."""
     where = f"{real_class.__name__}.{name} of TensorRT {trt.__version__}"
-    known = signatures(name, getattr(real_class, name).__doc__ or "")
+    check_signatures(trt, where, signatures(name, getattr(real_class, name).__doc__ or ""), arguments, keywords)
+
+
+def check_signatures(trt, where: str, known: list[Signature], arguments: tuple, keywords: dict) -> None:
+    """Raise where none of the signatures takes this call."""
     if not known:
         raise ContractBroken(f"{where}: its docstring has no signature")
     reasons = [bind(trt, where, signature, arguments, keywords) for signature in known]
@@ -144,16 +148,25 @@ class Guarded:
 
 
 class GuardedModule:
-    """The real module, with constructors of our choice in place of those that need a GPU."""
+    """The real module, with constructors and functions of our choice in place of those that need a GPU."""
 
-    def __init__(self, trt, constructors) -> None:
+    def __init__(self, trt, constructors, functions=()) -> None:
         self._trt = trt
         self._constructors = constructors
+        self._functions = dict(functions)
 
     def __getattr__(self, name):
         real = getattr(self._trt, name, None)
         if real is None:
             raise ContractBroken(f"TensorRT {self._trt.__version__} has no {name}")
+        if name in self._functions:
+
+            def call(*arguments, **keywords):
+                known = signatures(name, real.__doc__ or "", bound=False)
+                check_signatures(self._trt, f"{name} of TensorRT {self._trt.__version__}", known, arguments, keywords)
+                return self._functions[name](*arguments, **keywords)
+
+            return call
         if name not in self._constructors:
             return real
 

@@ -29,7 +29,13 @@ class World:
 
     def module(self):
         made = {"Builder": self.new_builder, "OnnxParser": self.new_parser, "Runtime": self.new_runtime}
-        return GuardedModule(self.trt, {**made, "Refitter": self.new_refitter, "OnnxParserRefitter": self.new_parser_refitter})
+        functions = {"init_libnvinfer_plugins": self.init_plugins, "get_plugin_registry": lambda: self.make("IPluginRegistry", Registry(self))}
+        return GuardedModule(self.trt, {**made, "Refitter": self.new_refitter, "OnnxParserRefitter": self.new_parser_refitter}, functions)
+
+    def init_plugins(self, logger, namespace):
+        assert isinstance(logger, self.trt.ILogger)
+        self.record.setdefault("plugins", []).append(f"own {namespace!r}")
+        return not self.scenario.get("own_plugins_fail")
 
     def log(self, text):
         """Log a warning where the last runtime logs."""
@@ -56,6 +62,17 @@ class World:
 
     def new_parser_refitter(self, refitter, logger):
         return self.make("OnnxParserRefitter", ParserRefitter(self, inside(refitter)))
+
+
+class Registry:
+    def __init__(self, world) -> None:
+        self.world = world
+
+    def load_library(self, plugin_path):
+        if self.world.scenario.get("plugin_refused") or plugin_path in self.world.record["plugins"]:
+            return None
+        self.world.record["plugins"].append(plugin_path)
+        return plugin_path
 
 
 def inside(guarded):

@@ -59,6 +59,7 @@ SHOWN_BY = {
     "refit flag of a plan": "trt.SerializationFlag.INCLUDE_REFIT",
     "native instance norm": "trt.OnnxParserFlag.NATIVE_INSTANCENORM",
     "version compatibility": "trt.Runtime.engine_host_code_allowed",
+    "plugin libraries": "trt.IPluginRegistry.load_library",
     "weight streaming": "trt.BuilderFlag.WEIGHT_STREAMING",
     "weight streaming budget": "trt.ICudaEngine.weight_streaming_budget_v2",
 }

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from exporter.engine import build_engine, layers_of, parse_profiles, plan_key, probe
+from exporter.config import load_config
+from exporter.engine import build_engine, layers_of, parse_profiles, plan_key, probe, refit_engine
 from exporter.errors import ArtifactError, ConfigError, EngineBuildError
+from exporter.packaging.triton_config import Serving, describe
 from exporter.runners.tensorrt import TensorrtRunner
 
 KEY = "0" * 64
+SHARED_OBJECT = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00"
+"""As much of a library as is looked at; the stand-in runs nothing of it."""
 ONES = {"image": np.ones((2, 1, 8, 8), np.float32)}
 
 
@@ -83,6 +88,74 @@ def test_the_budget_of_the_settings_reaches_the_engine(make_plan, config, scenar
     with pytest.raises(EngineBuildError, match="E559") as caught, TensorrtRunner(plan, config.replace(weight_streaming_budget_mib=0)):
         pass
     assert caught.value.facts["asked for"] == "0 bytes"
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A file that could be a library."""
+    path = tmp_path / "libfoo.so"
+    path.write_bytes(SHARED_OBJECT)
+    return path
+
+
+@pytest.mark.parametrize("content", [None, b"", b"#!/bin/sh\n", SHARED_OBJECT.replace(b"\x03", b"\x02")], ids=["missing", "empty", "text", "program"])
+def test_what_is_no_library_is_refused(digits, run_cli, content):
+    """A missing file and one of another kind are told before anything is started, on a machine without a GPU too."""
+    if content is not None:
+        (digits / "foo.so").write_bytes(content)
+    done = run_cli("build-trt", "--plugin", "foo.so", cwd=digits)
+    assert (done.returncode, "E556" in done.stderr, "foo.so" in done.stderr) == (4, True, True), done.stderr
+
+
+def test_libraries_of_a_configuration_lie_beside_it(tmp_path):
+    """A relative path starts from the folder of the configuration file."""
+    path = tmp_path / "exporter.toml"
+    path.write_text('[tensorrt]\nplugins = ["libfoo.so", "/opt/libbar.so"]\n')
+    assert [str(found) for found in load_config(path, environment={}).tensorrt.plugins] == [str(tmp_path / "libfoo.so"), "/opt/libbar.so"]
+
+
+def test_a_plan_is_loaded_with_the_libraries_that_it_was_built_with(make_plan, make_model, config, library, run_cli, tmp_path):
+    """The digest decides, not the place: a library that was moved is found by it, another one in its place is refused, as is none."""
+    asked = config.replace(plugins=[library])
+    plan = make_plan(plugins=[library])
+    assert plan.plugins == ("libfoo.so",)
+    assert "libfoo.so" in run_cli("inspect", plan.path).stdout
+    moved = library.rename(tmp_path / "libmoved.so")
+    with TensorrtRunner(plan, config.replace(plugins=[moved])) as runner:
+        assert runner.infer(ONES)["logits"].shape == (2, 10)
+    library.write_bytes(SHARED_OBJECT + b"other")
+    model, nowhere = make_model(), asked.replace(python="none")
+    for settings, found in ((nowhere, "libfoo.so"), (nowhere.replace(plugins=[]), "none named")):
+        with pytest.raises(ArtifactError) as caught, TensorrtRunner(plan, settings):
+            pass
+        assert (caught.value.code, found in caught.value.facts["found"]) == ("E557", True)
+        with pytest.raises(ArtifactError, match="E557"):
+            layers_of(plan, settings)
+    assert plan_key(model.digest, asked, (), probe(config)) != plan_key(model.digest, config.replace(plugins=[moved]), (), probe(config))
+
+
+def test_a_refit_needs_the_libraries_too(make_model, config, library, tmp_path):
+    """New weights are put in with the libraries of the plan, and the new plan names them."""
+    import onnx
+
+    value = onnx.helper.make_tensor_value_info("image", 1, ["batch"])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["image"], ["image2"])], "g", [value], [])
+    model = make_model(onnx.helper.make_model(graph).SerializeToString())
+    asked = config.replace(refittable=True, plugins=[library])
+    plan = build_engine(model, tmp_path / "a.plan", asked, parse_profiles((), model.inputs, batch=8), key=KEY)
+    assert refit_engine(plan, model, tmp_path / "b.plan", asked).plugins == ("libfoo.so",)
+    with pytest.raises(ArtifactError, match="E557"):
+        refit_engine(plan, model, tmp_path / "c.plan", asked.replace(plugins=[], python="none"))
+
+
+def test_triton_is_told_what_a_plan_needs(make_plan, library, tmp_path):
+    """A plan that needs a library, or another release's runtime, needs options of the server, which are named."""
+    plan = make_plan(plugins=[library], version_compatible=True)
+    (remark,) = [text for text in describe(plan, "digits", Serving()).remarks if "start the server" in text]
+    assert 'plugins="libfoo.so"' in remark
+    assert "version-compatible=true" in remark
+    plain = dataclasses.replace(plan, plugins=(), version_compatible=False)
+    assert not [text for text in describe(plain, "digits", Serving()).remarks if "start the server" in text]
 
 
 def test_every_error_of_a_build_has_tensorrts_last_words(make_plan, scenario):

@@ -75,7 +75,8 @@ class BuildRequest:
     def from_json(arguments: Any) -> BuildRequest:  # noqa: ANN401 - a request's arguments
         """Return the request as it came through the pipe."""
         profiles = tuple({name: tuple(tuple(shape) for shape in shapes) for name, shapes in profile.items()} for profile in arguments["profiles"])
-        return BuildRequest(**{**arguments, "profiles": profiles})
+        named = {name: value for name, value in arguments.items() if name != "plugins"}  # registered before
+        return BuildRequest(**{**named, "profiles": profiles})
 
 
 @dataclass(frozen=True, slots=True)

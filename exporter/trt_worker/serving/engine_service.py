@@ -10,6 +10,7 @@ from exporter.trt_worker.protocol import Buffer, pack_arrays, unpack_arrays
 from exporter.trt_worker.serving.cuda import Driver, DriverProblem, open_driver
 from exporter.trt_worker.serving.environment import examine
 from exporter.trt_worker.serving.loop import Call, Handler
+from exporter.trt_worker.serving.plugins import Plugins
 from exporter.trt_worker.serving.tensorrt_module import import_tensorrt
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class EngineService:
         self._session: Session | None = None
         self._prepared: dict[int, Binding] = {}
         self._number = 0
+        self._plugins = Plugins()
 
     def handlers(self) -> dict[str, Handler]:
         """Return verb -> handler."""
@@ -55,7 +57,7 @@ class EngineService:
         from exporter.trt_worker.serving.building import BuildRequest, build
 
         driver = self._start_cuda()
-        built = build(self.tensorrt(), BuildRequest.from_json(call.arguments), call, driver.device())
+        built = build(self._tensorrt_for(call), BuildRequest.from_json(call.arguments), call, driver.device())
         return built.facts, (built.plan, *built.timing_cache)
 
     def refit(self, call: Call) -> _Answer:
@@ -63,7 +65,7 @@ class EngineService:
         from exporter.trt_worker.serving.refitting import refit
 
         driver = self._start_cuda()
-        made = refit(self.tensorrt(), call, driver.device())
+        made = refit(self._tensorrt_for(call), call, driver.device())
         return made.facts, (made.plan,)
 
     def load(self, call: Call) -> _Answer:
@@ -73,7 +75,7 @@ class EngineService:
 
         driver = self._start_cuda()
         self._forget()
-        self._session = Session(self.tensorrt(), driver, call.arguments["path"], call.arguments["sha256"], Loading.from_json(call.arguments))
+        self._session = Session(self._tensorrt_for(call), driver, call.arguments["path"], call.arguments["sha256"], Loading.from_json(call.arguments))
         return {"tensors": self._session.tensors, "load_ms": self._session.load_ms}, ()
 
     def layers(self, call: Call) -> _Answer:  # noqa: ARG002 - a handler's signature
@@ -124,6 +126,12 @@ class EngineService:
         """Free the engine."""
         self._forget()
         return {}, ()
+
+    def _tensorrt_for(self, call: Call) -> Any:  # noqa: ANN401 - a module without types
+        """Return TensorRT with the plugins that the request names."""
+        trt = self.tensorrt()
+        self._plugins.register(trt, call.arguments.get("plugins", ()))
+        return trt
 
     def _start_cuda(self) -> Driver:
         if self._driver is None:

@@ -23,6 +23,7 @@ FEATURES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "progress monitor": ((10, 0), _NEVER_REMOVED),
     "named parser errors": ((10, 0), _NEVER_REMOVED),
     "parser refitter": ((10, 0), _NEVER_REMOVED),
+    "plugin libraries": ((8, 6), _NEVER_REMOVED),  # loaded by path
     "native instance norm": ((8, 6), _NEVER_REMOVED),  # a flag of the parser; from 10 on it is on by itself
     "version compatibility": ((8, 6), _NEVER_REMOVED),
     "weight streaming": ((10, 0), _NEVER_REMOVED),
