@@ -161,6 +161,7 @@ class TensorrtConfig(Section):
         version_compatible: later releases of TensorRT run the plan too; it carries code for the host, and takes no new weights.
         weight_streaming: weights may stay in the host's memory and be copied for each call.
         weight_streaming_budget_mib: device memory for the weights of such an engine when it is loaded; None leaves it to TensorRT.
+        reproducible: the tactics of the first build are recorded, and each later one takes them or fails.
         plugins: libraries with plugins, which are code: the worker loads these and no others.
         cuda_graph: ``auto`` times calls that are captured in a CUDA graph, and plain ones where that does not work; ``always`` captures
             inference too and ends where it does not work; ``never`` captures nothing.
@@ -184,6 +185,7 @@ class TensorrtConfig(Section):
     version_compatible: bool = False
     weight_streaming: bool = False
     weight_streaming_budget_mib: int | None = setting(default=None, ge=0)
+    reproducible: bool = False
     plugins: tuple[Path, ...] = ()
     cuda_graph: Literal["auto", "never", "always"] = "auto"
     cache: Path | None = None

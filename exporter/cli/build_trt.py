@@ -31,6 +31,7 @@ __all__ = ["command"]
 @click.option(
     "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="Library with plugins, loaded in the worker; several allowed."
 )
+@click.option("--reproducible/--no-reproducible", default=None, help="Record the tactics, or take the recorded ones; default: no.")
 @click.option("--version-compatible/--no-version-compatible", default=None, help="Let later releases of TensorRT run the plan; default: no.")
 @click.option(
     "--refit", "refitted", metavar="PLAN", type=click.Path(path_type=Path), help="Give PLAN the weights of a checkpoint, then check its parity."
@@ -54,6 +55,7 @@ def command(
     refittable: bool | None,
     stripped: bool | None,
     plugins: tuple[Path, ...],
+    reproducible: bool | None,
     version_compatible: bool | None,
     refitted: Path | None,
     python: str | None,
@@ -88,6 +90,7 @@ def command(
         "refittable": refittable,
         "stripped": stripped,
         "plugins": [str(path.absolute()) for path in plugins] or None,
+        "reproducible": reproducible,
         "version_compatible": version_compatible,
         "python": python,
         "required": True,

@@ -57,6 +57,8 @@ def _lines(path: Path, sha256: str, content: Mapping[str, Any]) -> list[str]:
         f"build    {content['build_seconds']:.1f} s, optimization level {settings['optimization_level']}, {settings['workspace_mib']} MiB workspace, "
         f"timing cache: {content.get('timing_cache', 'none')}{_abilities(content)}"
     )
+    tactics = content.get("tactics")
+    lines += [f"tactics  {tactics['count']}, {content['timing_cache']}, sha256 {tactics['sha256']}"] if tactics else []
     lines += [f"plugins  {plugin['name']}, sha256 {plugin['sha256']}" for plugin in content.get("plugins", [])]
     lines += [f"warning  {text}" for text in warnings[:_SHOWN_WARNINGS]]
     if len(warnings) > _SHOWN_WARNINGS:

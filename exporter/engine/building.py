@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ SHORT_NAMES = {"float64": "fp32", "float32": "fp32", "float16": "fp16", "bfloat1
 _PROBE_LIMIT_S = 120.0
 _BUILDER_FLAGS = (
     "strict_nans", "batch_invariant", "hardware_compatibility", "refittable", "stripped", "version_compatible", "weight_streaming",
+    "reproducible",
 )  # fmt: skip
 _CONTENT_SETTINGS = ("tf32", "workspace_mib", "optimization_level", "timing_iterations", *_BUILDER_FLAGS)
 """The settings that decide what a plan is; the others decide how it is made."""
@@ -69,7 +71,7 @@ def build_engine(
     Raises:
         ArtifactError: the ONNX file is not the one that ``model`` describes (E526), or a plugin library cannot be used (E556, E557).
         ConfigError: two settings exclude each other (E555).
-        EngineBuildError: E501 to E507, E522, E523, E541, E545, E546, E558.
+        EngineBuildError: E501 to E507, E522, E523, E541, E545, E546, E558, E560, E561.
         ModelNotSupported: E524.
         EnvironmentLacking: E851 to E858.
     """
@@ -91,7 +93,7 @@ def build_engine(
         "plugins": [library.to_json() for library in plugins],
     }
     with Worker(config.python) as worker:
-        reply = _request(worker, arguments, config, cache, progress)
+        reply = _request(worker, arguments, config, cache, key, progress)
         python_version = worker.python_version
     if not reply.buffers or hashlib.sha256(reply.buffers[0]).hexdigest() != reply.value["sha256"]:
         raise EngineBuildError("E506", "the TensorRT worker sent a damaged plan; nothing was written", facts={"file": path})
@@ -117,17 +119,30 @@ def build_engine(
 
 
 def _request(
-    worker: Worker, arguments: Mapping[str, Any], config: TensorrtConfig, cache: Path | None, progress: Callable[[str, int, int], bool] | None
+    worker: Worker,
+    arguments: Mapping[str, Any],
+    config: TensorrtConfig,
+    cache: Path | None,
+    plan_key: str,
+    progress: Callable[[str, int, int], bool] | None,
 ) -> Reply:
-    """Ask for a build, with the timing cache of this TensorRT and GPU where there is a folder for it."""
+    """Ask for a build, with the timing cache of this TensorRT and GPU where there is a folder for it.
+
+    A reproducible build has a timing cache of its own, which holds its own tactics and no others.
+    """
     if cache is None:
-        return worker.request("build", arguments, limit_s=config.timeout_s, progress=progress)
+        return worker.request("build", arguments, (b"",), limit_s=config.timeout_s, progress=progress)
     found = worker.request("probe", limit_s=_PROBE_LIMIT_S).value
     key = timing_key(found["tensorrt_version"], found["device"] or {}, config, precision=arguments["precision"])
-    with held_timing_cache(cache, key, limit_s=config.timeout_s, progress=progress) as timing:
-        reply = worker.request("build", {**arguments, "timing_cache": True}, (timing.content,), limit_s=config.timeout_s, progress=progress)
+    with contextlib.ExitStack() as stack:
+        timing = stack.enter_context(held_timing_cache(cache, key, limit_s=config.timeout_s, progress=progress))
+        if config.reproducible:  # the other one stays held: two builds at once would measure each other
+            key = digest_of_settings({"timing": key, "plan": plan_key}).hex
+            timing = stack.enter_context(held_timing_cache(cache, key, limit_s=config.timeout_s, progress=progress))
+        given = {**arguments, "timing_cache": True, "tactics": dict(timing.tactics)}
+        reply = worker.request("build", given, (timing.content,), limit_s=config.timeout_s, progress=progress)
         if len(reply.buffers) > 1:
-            timing.keep(reply.buffers[1])
+            timing.keep(reply.buffers[1], reply.value["tactics"])
     return reply
 
 

@@ -9,11 +9,13 @@ from typing import Any
 from exporter.artifacts import Digest, OnnxModel, Plan, Profile, Provenance, TensorSpec, to_json
 from exporter.config import TensorrtConfig
 from exporter.engine.structure import structure_digest
-from exporter.files import digest_of_file
+from exporter.files import digest_of_file, digest_of_settings
 from exporter.records import read_record, record_path
 from exporter.trt_worker import PluginLibrary
 
 __all__ = ["load_plan", "plan_content", "plan_from_content"]
+
+_SHORT_LIST = 64
 
 
 def load_plan(path: Path, *, key: str | None = None) -> Plan | None:
@@ -67,11 +69,21 @@ def plan_content(
         "plugins": [{"name": library.path.name, "sha256": library.sha256} for library in plugins],
         "version_compatible": config.version_compatible,
         "weight_streaming": config.weight_streaming,
+        "reproducible": config.reproducible,
+        "tactics": _tactics(facts["tactics"]),
         "structure": structure_digest(model) if config.refittable or config.stripped else "",
         "timing_cache": facts["timing_cache"],
         "warnings": facts["warnings"],
         "provenance": to_json(provenance),
     }
+
+
+def _tactics(entries: Mapping[str, str]) -> dict[str, Any]:
+    """Return the digest of key -> tactic, and the list itself where it is short; the record of the timing cache has it whole."""
+    if not entries:
+        return {}
+    told: dict[str, Any] = {"sha256": digest_of_settings(dict(entries)).hex, "count": len(entries)}
+    return {**told, "entries": dict(entries)} if len(entries) <= _SHORT_LIST else told
 
 
 def plan_from_content(path: Path, digest: Digest, content: Mapping[str, Any]) -> Plan:

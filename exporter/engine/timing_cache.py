@@ -11,7 +11,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = ["TimingCache", "held_timing_cache", "timing_key"]
 _POLL_S = 0.1
 _FLAGS = (
     "tf32", "strict_nans", "batch_invariant", "hardware_compatibility", "refittable", "stripped", "version_compatible", "weight_streaming",
+    "reproducible",
 )  # fmt: skip
 _WAITING = "waiting for another build"
 
@@ -37,11 +38,13 @@ class TimingCache:
     path: Path
     key: str
     content: bytes = b""
+    tactics: Mapping[str, str] = field(default_factory=dict)
+    """Key -> tactic of the build that filled it, where those were recorded."""
 
-    def keep(self, content: bytes | memoryview) -> None:
+    def keep(self, content: bytes | memoryview, tactics: Mapping[str, str]) -> None:
         """Write ``content``, whole or not at all; only while the cache is held."""
         write_bytes(self.path, bytes(content))
-        write_record(self.path, key=self.key, content={"kind": "timing cache"})
+        write_record(self.path, key=self.key, content={"kind": "timing cache", "tactics": dict(tactics)})
 
 
 def timing_key(tensorrt_version: str, device: Mapping[str, Any], config: TensorrtConfig, *, precision: str) -> str:
@@ -72,8 +75,8 @@ def held_timing_cache(folder: Path, key: str, *, limit_s: float, progress: Calla
         raise ArtifactError("E711", "a file could not be written; nothing was changed", facts=facts, help="[tensorrt] cache") from err
     try:
         _take(descriptor, lock, limit_s, progress)
-        content = path.read_bytes() if read_record(path, key=key) is not None else b""
-        yield TimingCache(path, key, content)
+        record = read_record(path, key=key)
+        yield TimingCache(path, key) if record is None else TimingCache(path, key, path.read_bytes(), record.get("tactics", {}))
     finally:
         os.close(descriptor)  # which gives the lock back, as the end of the process does
 

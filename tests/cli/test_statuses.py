@@ -168,6 +168,7 @@ def test_options_are_frozen() -> None:
             "--python",
             "--refit",
             "--refittable",
+            "--reproducible",
             "--stripped",
             "--tf32",
             "--version-compatible",

@@ -174,7 +174,7 @@ def test_builds_wait_for_each_other(tmp_path):
     """While another build holds the cache the wait is told of, can be ended, and ends by itself at the limit."""
     folder = tmp_path / "cache"
     with held_timing_cache(folder, KEY, limit_s=1) as held:
-        held.keep(b"content")
+        held.keep(b"content", {})
         with pytest.raises(EngineBuildError, match="cancelled") as caught, held_timing_cache(folder, KEY, limit_s=60, progress=lambda *_: False):
             pass
         assert caught.value.code == "E503"

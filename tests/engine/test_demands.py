@@ -7,9 +7,10 @@ import json
 
 import numpy as np
 import pytest
+from releases import RELEASES
 
 from exporter.config import load_config
-from exporter.engine import build_engine, layers_of, parse_profiles, plan_key, probe, refit_engine
+from exporter.engine import build_engine, layers_of, make_engine, parse_profiles, plan_key, probe, refit_engine
 from exporter.errors import ArtifactError, ConfigError, EngineBuildError
 from exporter.packaging.triton_config import Serving, describe
 from exporter.runners.tensorrt import TensorrtRunner
@@ -134,13 +135,18 @@ def test_a_plan_is_loaded_with_the_libraries_that_it_was_built_with(make_plan, m
     assert plan_key(model.digest, asked, (), probe(config)) != plan_key(model.digest, config.replace(plugins=[moved]), (), probe(config))
 
 
-def test_a_refit_needs_the_libraries_too(make_model, config, library, tmp_path):
-    """New weights are put in with the libraries of the plan, and the new plan names them."""
+def network(name: str = "g") -> bytes:
+    """Return an ONNX file."""
     import onnx
 
     value = onnx.helper.make_tensor_value_info("image", 1, ["batch"])
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["image"], ["image2"])], "g", [value], [])
-    model = make_model(onnx.helper.make_model(graph).SerializeToString())
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["image"], ["logits"])], name, [value], [])
+    return onnx.helper.make_model(graph).SerializeToString()
+
+
+def test_a_refit_needs_the_libraries_too(make_model, config, library, tmp_path):
+    """New weights are put in with the libraries of the plan, and the new plan names them."""
+    model = make_model(network())
     asked = config.replace(refittable=True, plugins=[library])
     plan = build_engine(model, tmp_path / "a.plan", asked, parse_profiles((), model.inputs, batch=8), key=KEY)
     assert refit_engine(plan, model, tmp_path / "b.plan", asked).plugins == ("libfoo.so",)
@@ -156,6 +162,43 @@ def test_triton_is_told_what_a_plan_needs(make_plan, library, tmp_path):
     assert "version-compatible=true" in remark
     plain = dataclasses.replace(plan, plugins=(), version_compatible=False)
     assert not [text for text in describe(plain, "digits", Serving()).remarks if "start the server" in text]
+
+
+def test_a_reproducible_build_takes_the_tactics_of_the_first(config, make_model, tmp_path, scenario, run_cli):
+    """The first build records its tactics, a second one takes them; one that takes others fails, and the plan of before stays."""
+    model = make_model(network())
+    asked = config.replace(reproducible=True, cache_mib=0)
+    profiles, support = parse_profiles((), model.inputs, batch=8), probe(config)
+    path = tmp_path / "digits.plan"
+
+    def make():
+        make_engine(model, path, asked, profiles, support, cache=tmp_path / "cache")
+        content = json.loads(path.with_name("digits.plan.json").read_text())["content"]
+        return content["timing_cache"], content["tactics"]
+
+    first = make()
+    assert first[0] == "new"
+    assert (first[1]["count"], len(first[1]["entries"])) == (2, 2)
+    path.unlink()
+    assert make() == ("replayed", first[1])
+    assert "tactics  2, replayed" in run_cli("inspect", path).stdout
+    path.unlink()
+    scenario(other_tactic=True)
+    with pytest.raises(EngineBuildError, match="E561"):
+        make()
+    assert not path.exists()
+    scenario()
+    assert make() == ("replayed", first[1])  # what failed left the record as it was
+    other = make_engine(make_model(network("other")), tmp_path / "b.plan", asked, profiles, support, cache=tmp_path / "cache")[0]
+    assert json.loads(other.sidecar_path.read_text())["content"]["timing_cache"] == "new"  # every plan has its own
+
+
+@pytest.mark.parametrize("release", [RELEASES[3]], ids=str)
+def test_a_release_without_editable_caches_is_refused(make_plan):
+    """The setting is refused by name, and never left out."""
+    with pytest.raises(EngineBuildError, match="reproducible") as caught:
+        make_plan(reproducible=True)
+    assert caught.value.code == "E546"
 
 
 def test_every_error_of_a_build_has_tensorrts_last_words(make_plan, scenario):

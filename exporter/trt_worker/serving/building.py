@@ -10,7 +10,7 @@ import ctypes
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from exporter.errors import EngineBuildError, ModelNotSupported
@@ -19,6 +19,7 @@ from exporter.trt_worker.serving.features import has
 from exporter.trt_worker.serving.inspecting import precision_shares
 from exporter.trt_worker.serving.loading import Loading, deserialize
 from exporter.trt_worker.serving.loop import Call
+from exporter.trt_worker.serving.tactics import begin_tactics, check_tactics, read_tactics
 from exporter.trt_worker.serving.tensorrt_module import Messages, construct, make_logger
 from exporter.trt_worker.serving.timing import begin_timing, end_timing
 from exporter.trt_worker.serving.wishes import set_wishes
@@ -51,6 +52,8 @@ class BuildRequest:
         version_compatible: later releases of TensorRT run the plan.
         weight_streaming: weights may stay in the host's memory.
         timing_cache: attach a timing cache, and hand it back.
+        reproducible: record the tactics, or take those of ``tactics``.
+        tactics: key -> tactic of the build to take after; empty at the first one.
         disable_tactic_libraries: switch tactics of cuBLAS and cuDNN off even where the libraries are there (before TensorRT 10).
     """
 
@@ -68,6 +71,8 @@ class BuildRequest:
     version_compatible: bool = False
     weight_streaming: bool = False
     timing_cache: bool = False
+    reproducible: bool = False
+    tactics: dict[str, str] = field(default_factory=dict)
     precision: str = "fp32"
     disable_tactic_libraries: bool = False
 
@@ -92,8 +97,8 @@ def build(trt: Any, request: BuildRequest, call: Call, device: Device) -> Built:
     """Build a plan.
 
     Raises:
-        EngineBuildError: the parser (E501) or the builder (E502) refused, the build was cancelled (E503), or the engine's layers do not
-            have the precision that was asked for (E507).
+        EngineBuildError: the parser (E501) or the builder (E502) refused, the build was cancelled (E503), the engine's layers do not
+            have the precision that was asked for (E507), or it did not take the tactics of an earlier build (E560, E561).
         ModelNotSupported: an input is a shape tensor (E524).
         NoGpu: TensorRT finds no usable device (E858).
     """
@@ -116,7 +121,11 @@ def _build(trt: Any, request: BuildRequest, call: Call, device: Device, messages
     call.progress("parse", 1, 1)
     config = _checked(builder.create_builder_config(), "create_builder_config", messages)
     switched_off = _configure(trt, config, request, messages)
-    timing = begin_timing(config, call.buffers[0], messages) if request.timing_cache else "none"
+    timing = "none"
+    if request.reproducible:
+        timing = begin_tactics(trt, config, call.buffers[0], request.tactics, messages)
+    elif request.timing_cache:
+        timing = begin_timing(config, call.buffers[0], messages)
     _add_profiles(builder, network, config, request, messages)
     if has(trt, "progress monitor"):
         config.progress_monitor = _make_monitor(trt, call)
@@ -125,8 +134,11 @@ def _build(trt: Any, request: BuildRequest, call: Call, device: Device, messages
     if call.cancelled.is_set():
         raise EngineBuildError("E503", "the build was cancelled; nothing was written", facts={"file": request.onnx_path})
     if memory is None:
-        facts = {"file": request.onnx_path, "TensorRT version": trt.__version__, **messages.facts()}
+        facts = {"file": request.onnx_path, "TensorRT version": trt.__version__, "timing cache": timing, **messages.facts()}
         raise EngineBuildError("E502", "TensorRT built no engine from this network; nothing was written", facts=facts)
+    tactics = read_tactics(config) if request.reproducible else {}
+    if timing == "replayed":
+        check_tactics(request.tactics, tactics)
     plan = memoryview(memory).cast("B")
     seconds = time.monotonic() - started
     call.progress("inspect", 0, 1)
@@ -142,11 +154,12 @@ def _build(trt: Any, request: BuildRequest, call: Call, device: Device, messages
         "sha256": hashlib.sha256(plan).hexdigest(),
         "strongly_typed": has(trt, "strongly typed"),
         "tensorrt_version": str(trt.__version__),
+        "tactics": tactics,
         "tensors": tensors,
         "timing_cache": timing,
         "warnings": messages.take(),
     }
-    return Built(plan, facts, end_timing(config) if request.timing_cache else ())
+    return Built(plan, facts, end_timing(config) if timing != "none" else ())
 
 
 def _network_flags(trt: Any) -> int:  # noqa: ANN401 - TensorRT has no types

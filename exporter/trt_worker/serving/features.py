@@ -29,6 +29,7 @@ FEATURES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "weight streaming": ((10, 0), _NEVER_REMOVED),
     "weight streaming budget": ((10, 1), _NEVER_REMOVED),  # in bytes; before, with codes for more and less
     "strict nans": ((10, 6), _NEVER_REMOVED),
+    "editable timing cache": ((10, 8), _NEVER_REMOVED),
     "same compute capability": ((10, 9), _NEVER_REMOVED),
     "batch invariance": ((10, 12), _NEVER_REMOVED),
     "stripped plans": ((10, 0), _NEVER_REMOVED),
