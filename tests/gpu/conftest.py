@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -53,3 +54,22 @@ def judged(subject):
         return compare(reference, own_error, candidate, ParityConfig())
 
     return judge
+
+
+@pytest.fixture(scope="session")
+def model(subject, tensorrt, tmp_path_factory):
+    """The ONNX model; for TensorRT 8, which reads opset 17 at most, the same graph converted, or a skip that says why not."""
+    if int(probe(tensorrt).tensorrt_version.split(".")[0]) >= 10:
+        return subject.onnx
+    import onnx
+    from onnx import version_converter
+
+    from exporter.onnx_export import open_onnx
+
+    try:
+        converted = version_converter.convert_version(onnx.load(subject.onnx.path), 17)
+    except (RuntimeError, ValueError) as err:
+        pytest.skip(f"TensorRT 8 reads opset 17 at most, and this graph does not convert: {err}")
+    path = tmp_path_factory.mktemp("opset17") / "digits.onnx"
+    path.write_bytes(converted.SerializeToString())
+    return dataclasses.replace(open_onnx(path), provenance=subject.onnx.provenance)

@@ -18,25 +18,6 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
-def model(subject, tensorrt, tmp_path_factory):
-    """The ONNX model; for TensorRT 8, which reads opset 17 at most, the same graph converted, or a skip that says why not."""
-    if int(probe(tensorrt).tensorrt_version.split(".")[0]) >= 10:
-        return subject.onnx
-    import onnx
-    from onnx import version_converter
-
-    from exporter.onnx_export import open_onnx
-
-    try:
-        converted = version_converter.convert_version(onnx.load(subject.onnx.path), 17)
-    except (RuntimeError, ValueError) as err:
-        pytest.skip(f"TensorRT 8 reads opset 17 at most, and this graph does not convert: {err}")
-    path = tmp_path_factory.mktemp("opset17") / "digits.onnx"
-    path.write_bytes(converted.SerializeToString())
-    return dataclasses.replace(open_onnx(path), provenance=subject.onnx.provenance)
-
-
-@pytest.fixture(scope="module")
 def plan(model, tensorrt, tmp_path_factory):
     """An engine of the fixture, for batches of 1 to 64."""
     profiles = parse_profiles((), model.inputs, batch=64)
