@@ -57,6 +57,8 @@ def _lines(path: Path, sha256: str, content: Mapping[str, Any]) -> list[str]:
         f"build    {content['build_seconds']:.1f} s, optimization level {settings['optimization_level']}, {settings['workspace_mib']} MiB workspace, "
         f"timing cache: {content.get('timing_cache', 'none')}{_abilities(content)}"
     )
+    held = content.get("float32_layers")
+    lines += [f"float32  layers held: {held['layers']}; nodes without a layer: {', '.join(held['not_found']) or 'none'}"] if held else []
     tactics = content.get("tactics")
     lines += [f"tactics  {tactics['count']}, {content['timing_cache']}, sha256 {tactics['sha256']}"] if tactics else []
     lines += [f"plugins  {plugin['name']}, sha256 {plugin['sha256']}" for plugin in content.get("plugins", [])]

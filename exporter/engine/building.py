@@ -12,6 +12,7 @@ from exporter import __version__
 from exporter.artifacts import Digest, OnnxModel, Plan, Profile, Provenance
 from exporter.config import TensorrtConfig
 from exporter.engine.demands import check_settings
+from exporter.engine.float32_nodes import find_float32_nodes
 from exporter.engine.plans import plan_content, plan_from_content
 from exporter.engine.support import EngineSupport
 from exporter.engine.timing_cache import held_timing_cache, timing_key
@@ -84,6 +85,7 @@ def build_engine(
     arguments = {
         "onnx_path": str(model.path.absolute()),
         "precision": SHORT_NAMES[model.precision],
+        "float32_nodes": find_float32_nodes(model).to_json(),
         "profiles": _profiles_json(profiles),
         "tf32": config.tf32,
         "workspace_bytes": config.workspace_mib << 20,

@@ -54,6 +54,7 @@ def plan_content(
         "precision": precision,
         "tf32": config.tf32,
         "strongly_typed": facts["strongly_typed"],
+        "float32_layers": facts["float32_layers"],
         "realised_precision": facts["precision_shares"],
         "tensorrt_version": facts["tensorrt_version"],
         "device": facts["device"],

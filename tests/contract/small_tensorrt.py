@@ -149,6 +149,11 @@ class Network:
     def __init__(self, world) -> None:
         self.world = world
         self.num_inputs = 1
+        self.layers = [world.make("ILayer", Layer(world, **layer)) for layer in world.scenario.get("layers", [])]
+        self.num_layers = len(self.layers)
+
+    def get_layer(self, index):
+        return self.layers[index]
 
     def get_input(self, index):
         assert index == 0
@@ -156,8 +161,27 @@ class Network:
 
 
 class Tensor:
-    def __init__(self, name, shape, *, is_shape_tensor) -> None:
-        self.name, self.shape, self.is_shape_tensor = name, shape, is_shape_tensor
+    def __init__(self, name, shape=(), *, is_shape_tensor=False, dtype=None) -> None:
+        self.name, self.shape, self.is_shape_tensor, self.dtype = name, shape, is_shape_tensor, dtype
+
+
+class Layer:
+    def __init__(self, world, name, outputs, kind="UNARY", metadata="") -> None:
+        self.world, self.name, self.metadata = world, name, metadata
+        self.type = getattr(world.trt.LayerType, kind)
+        self.outputs = [world.make("ITensor", Tensor(tensor, dtype=getattr(world.trt.DataType, dtype))) for tensor, dtype in outputs]
+        self.num_outputs = len(self.outputs)
+
+    def __setattr__(self, name, value):
+        if name == "precision":
+            self.world.record.setdefault("constraints", {})[self.name] = [str(value)]
+        object.__setattr__(self, name, value)
+
+    def get_output(self, index):
+        return self.outputs[index]
+
+    def set_output_type(self, index, dtype):
+        self.world.record["constraints"][self.name].append(f"{index}: {dtype}")
 
 
 class Parser:

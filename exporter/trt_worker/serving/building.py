@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exporter.errors import EngineBuildError, ModelNotSupported
+from exporter.trt_worker.serving.constraining import hold_in_float32
 from exporter.trt_worker.serving.cuda import Device
 from exporter.trt_worker.serving.features import has
 from exporter.trt_worker.serving.inspecting import precision_shares
@@ -54,6 +55,7 @@ class BuildRequest:
         timing_cache: attach a timing cache, and hand it back.
         reproducible: record the tactics, or take those of ``tactics``.
         tactics: key -> tactic of the build to take after; empty at the first one.
+        float32_nodes: of a model in float16, see ``hold_in_float32``.
         disable_tactic_libraries: switch tactics of cuBLAS and cuDNN off even where the libraries are there (before TensorRT 10).
     """
 
@@ -74,6 +76,7 @@ class BuildRequest:
     reproducible: bool = False
     tactics: dict[str, str] = field(default_factory=dict)
     precision: str = "fp32"
+    float32_nodes: dict[str, Any] = field(default_factory=dict)
     disable_tactic_libraries: bool = False
 
     @staticmethod
@@ -121,6 +124,7 @@ def _build(trt: Any, request: BuildRequest, call: Call, device: Device, messages
     call.progress("parse", 1, 1)
     config = _checked(builder.create_builder_config(), "create_builder_config", messages)
     switched_off = _configure(trt, config, request, messages)
+    float32_layers = hold_in_float32(trt, network, config, request.float32_nodes)
     timing = "none"
     if request.reproducible:
         timing = begin_tactics(trt, config, call.buffers[0], request.tactics, messages)
@@ -150,6 +154,7 @@ def _build(trt: Any, request: BuildRequest, call: Call, device: Device, messages
         "build_seconds": seconds,
         "device": device.to_json(),
         "disabled_tactic_sources": switched_off,
+        "float32_layers": float32_layers,
         "precision_shares": shares,
         "sha256": hashlib.sha256(plan).hexdigest(),
         "strongly_typed": has(trt, "strongly typed"),

@@ -16,13 +16,14 @@ FEATURES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     # what -> (first release with it, first release without it)
     "explicit batch": ((8, 5), (10, 0)),  # a flag of the network; from 10 on it is the only way
     "tactic libraries": ((8, 5), (10, 0)),  # tactics of cuBLAS and cuDNN
-    "precision flags": ((8, 5), (10, 0)),  # from 10 on the network's own types decide
+    "precision flags": ((8, 5), (10, 0)),  # of the builder, and constraints of a layer; from 10 on the network's own types decide
     "optimization level": ((8, 6), _NEVER_REMOVED),
     "hardware compatibility": ((8, 6), _NEVER_REMOVED),
     "strongly typed": ((10, 0), _NEVER_REMOVED),
     "progress monitor": ((10, 0), _NEVER_REMOVED),
     "named parser errors": ((10, 0), _NEVER_REMOVED),
     "parser refitter": ((10, 0), _NEVER_REMOVED),
+    "layer metadata": ((8, 6), _NEVER_REMOVED),
     "plugin libraries": ((8, 6), _NEVER_REMOVED),  # loaded by path
     "native instance norm": ((8, 6), _NEVER_REMOVED),  # a flag of the parser; from 10 on it is on by itself
     "version compatibility": ((8, 6), _NEVER_REMOVED),
