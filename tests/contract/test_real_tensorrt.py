@@ -12,7 +12,7 @@ import os
 import subprocess
 
 import pytest
-from bindings import LARGE, environment_of, fake_driver
+from bindings import LARGE, compile_library, environment_of, fake_driver
 
 from exporter.config import TensorrtConfig
 from exporter.engine import probe, require
@@ -88,6 +88,19 @@ def test_what_would_happen_without_the_probe(python, arguments, monkeypatch):
     assert caught.value.facts["during"] == "load"
     assert "Segmentation fault" in caught.value.facts["last lines"]
     assert "session.py" in caught.value.facts["last lines"]
+
+
+def test_the_real_registry_takes_no_library_without_plugins(python, arguments, monkeypatch, tmp_path):
+    """TensorRT registers its own plugins with our logger, and returns None for a library that exports none: an error, before anything is built."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_driver()))
+    source, library = tmp_path / "nothing.c", tmp_path / "libnothing.so"
+    source.write_text("int nothing(void) { return 0; }\n")
+    compile_library(source, library, soname=library.name)
+    plugin = {"path": str(library), "sha256": hashlib.sha256(library.read_bytes()).hexdigest()}
+    with Worker(python) as worker, pytest.raises(EngineBuildError) as caught:
+        worker.request("build", {**arguments, "plugins": [plugin]}, limit_s=120)
+    assert caught.value.code == "E558"
+    assert "load_library returned None" in caught.value.facts["found"]
 
 
 def test_tensorrt_itself_behaves_like_that(python):
