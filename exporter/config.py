@@ -139,9 +139,15 @@ class OnnxConfig(Section):
 
 
 class OnnxruntimeConfig(Section):
-    """``[onnxruntime]``: execution providers, the first that is available runs; each one listed is a candidate of its own."""
+    """``[onnxruntime]``: execution providers, each one listed is a candidate of its own.
+
+    Attributes:
+        required: a machine that lacks one of them ends the run with exit status 6 instead of NOT_RUN. So does a machine that lacks one where
+            the CPU provider is not listed: nothing else would judge the file.
+    """
 
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    required: bool = False
 
 
 class TensorrtConfig(Section):

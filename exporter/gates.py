@@ -39,13 +39,18 @@ _EMULATED = "the CPU emulates half precision: race an engine, or CUDAExecutionPr
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Something to be judged: its name, how to open it, whether it is what gets shipped, the profiles of an engine, and why it is not raced."""
+    """Something to be judged: its name, how to open it, whether it is what gets shipped, the profiles of an engine, and why it is not raced.
+
+    Attributes:
+        provider: of ONNX Runtime, one that a machine may lack; such a candidate is NOT_RUN there.
+    """
 
     name: str
     open: Callable[[], Runner]
     is_delivered: bool = True
     profiles: tuple[Profile, ...] = ()
     not_raced: str = ""
+    provider: str = ""
 
 
 def candidates_of(artefact: Graph | OnnxModel | Plan, config: Config, *, name: str = "") -> tuple[Candidate, ...]:
@@ -64,7 +69,8 @@ def candidates_of(artefact: Graph | OnnxModel | Plan, config: Config, *, name: s
         short = provider.removesuffix("ExecutionProvider").lower()
         own = (name or "onnx") + ("" if short == "cpu" else f"-{short}")
         is_emulated = provider == _CPU and artefact.precision in _HALVES
-        found.append(Candidate(own, _opener(artefact, config, own, provider), not_raced=_EMULATED if is_emulated else ""))
+        lacked = "" if provider == _CPU else provider
+        found.append(Candidate(own, _opener(artefact, config, own, provider), not_raced=_EMULATED if is_emulated else "", provider=lacked))
     return tuple(found)
 
 
@@ -85,7 +91,10 @@ class Gates:
         predecessor = None
         for index, candidate in enumerate(candidates):
             self._tell("parity", index, len(candidates))
-            verdict, predecessor = judge(candidate, predecessor=predecessor, localise=self._localiser(candidate))
+            try:
+                verdict, predecessor = judge(candidate, predecessor=predecessor, localise=self._localiser(candidate))
+            except EnvironmentLacking as err:
+                verdict = self._lacking("parity", candidate, err)
             verdicts.append(self._pointed(verdict))
         self._tell("parity", len(candidates), len(candidates))
         return tuple(verdicts)
@@ -190,8 +199,11 @@ class Gates:
             if candidate.not_raced:
                 verdicts.append(Verdict("latency", candidate.name, Outcome.NOT_RUN, candidate.not_raced, required=False))
                 continue
-            with candidate.open() as runner, self._contestant(runner) as reference:
-                verdicts.append(race(reference, runner, feed, self.config.latency, progress=self._race_progress(candidate.name)))
+            try:
+                with candidate.open() as runner, self._contestant(runner) as reference:
+                    verdicts.append(race(reference, runner, feed, self.config.latency, progress=self._race_progress(candidate.name)))
+            except EnvironmentLacking as err:
+                verdicts.append(self._lacking("latency", candidate, err))
         return tuple(verdicts)
 
     def _race_progress(self, name: str) -> Callable[[int, int], None]:
@@ -216,7 +228,8 @@ class Gates:
                 runners["raw"] = stack.enter_context(self._torch(module, "raw", "float32", "cpu"))
             runners[chosen] = stack.enter_context(self._unfused("float32"))
             for candidate in candidates:
-                runners[candidate.name.removeprefix("torch-")] = stack.enter_context(candidate.open())
+                with contextlib.suppress(EnvironmentLacking) if candidate.provider else contextlib.nullcontext():  # parity says that it did not run
+                    runners[candidate.name.removeprefix("torch-")] = stack.enter_context(candidate.open())
             self._tell("metric", 0, 1)
             verdicts = measure_metric(runners, samples, self.config.metric, reference=chosen, base=self.config.base)
         self._tell("metric", 1, 1)
@@ -224,6 +237,14 @@ class Gates:
 
     # ---------------------------------------------------------------------------------------------------------------
     # what did not run
+
+    def _lacking(self, check: str, candidate: Candidate, err: EnvironmentLacking) -> Verdict:
+        """Return NOT_RUN for a provider of ONNX Runtime that this machine does not have; what a person named in an artefact is an error."""
+        from exporter.verify import not_run
+
+        if not candidate.provider:
+            raise err
+        return not_run(check, candidate.name, err, self.config.onnxruntime)
 
     def engine_not_run(self) -> tuple[Verdict, ...]:
         """Return the verdicts of an engine that this machine cannot build."""

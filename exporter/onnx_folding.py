@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import FoldedOnnx, OnnxModel, TensorSpec, Verdict
 from exporter.config import Config, InputConfig
-from exporter.errors import ArtifactError, ConfigError, ModelNotSupported, SampleError
+from exporter.errors import ArtifactError, ConfigError, EnvironmentLacking, ModelNotSupported, SampleError
 from exporter.onnx_export import OnnxFile
 from exporter.runners.feed_check import numpy_dtype
 from exporter.samples import Samples, read_samples
@@ -86,7 +86,7 @@ def check_fold(fold: OnnxFold, feeds: tuple[NamedFeed, ...], config: Config, pro
     """
     from exporter.onnx_export import check_folded_structure, with_external_data
     from exporter.runners import OnnxruntimeRunner
-    from exporter.verify import compare
+    from exporter.verify import compare, not_run
 
     steps = 3
     threads = config.latency.threads
@@ -98,8 +98,11 @@ def check_fold(fold: OnnxFold, feeds: tuple[NamedFeed, ...], config: Config, pro
     for provider in config.onnxruntime.providers:
         short = provider.removesuffix("ExecutionProvider").lower()
         name = "onnx-fused" if short == "cpu" else f"onnx-fused-{short}"
-        with OnnxruntimeRunner(fold.written, name=name, provider=provider, threads=threads) as runner:
-            verdicts.append(compare(reference, own, runner, config.parity, samples_required=config.samples.required))
+        try:
+            with OnnxruntimeRunner(fold.written, name=name, provider=provider, threads=threads) as runner:
+                verdicts.append(compare(reference, own, runner, config.parity, samples_required=config.samples.required))
+        except EnvironmentLacking as err:
+            verdicts.append(not_run("parity", name, err, config.onnxruntime))
     progress("parity", steps, steps)
     return (*verdicts, check_folded_structure(fold.given, fold.written, fold.folded, config.fold))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import OnnxModel, Verdict
 from exporter.config import Config, InputConfig
-from exporter.errors import ArtifactError, ConfigError, ExportError, ModelNotSupported
+from exporter.errors import ArtifactError, ConfigError, EnvironmentLacking, ExportError, ModelNotSupported
 from exporter.files import write_bytes
 from exporter.half_range import range_check
 from exporter.onnx_export import OnnxFile
@@ -80,7 +80,7 @@ def check_conversion(
     """
     from exporter.onnx_export import with_external_data
     from exporter.runners import OnnxruntimeRunner, RoundedOnnxRunner
-    from exporter.verify import compare, measure_own_error
+    from exporter.verify import compare, measure_own_error, not_run
 
     steps, threads = 3, config.latency.threads
     progress("parity", 0, steps)
@@ -97,8 +97,11 @@ def check_conversion(
         else:
             name += f"-{provider.removesuffix('ExecutionProvider').lower()}"
             runner = OnnxruntimeRunner(done.written, name=name, provider=provider, threads=threads)
-        with runner:
-            verdicts.append(compare(reference, own, runner, config.parity, samples_required=config.samples.required))
+        try:
+            with runner:
+                verdicts.append(compare(reference, own, runner, config.parity, samples_required=config.samples.required))
+        except EnvironmentLacking as err:
+            verdicts.append(not_run("parity", name, err, config.onnxruntime))
     progress("parity", steps, steps)
     return tuple(verdicts)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from exporter.artifacts import Profile
+from exporter.config import OnnxruntimeConfig
+from exporter.errors import EnvironmentLacking
 from exporter.gates import Candidate, _taken
-from exporter.verify import NamedFeed, Reference
+from exporter.verify import NamedFeed, Reference, not_run
 
 
 def set_profiles(folder, *texts: str) -> None:
@@ -53,3 +57,25 @@ def test_an_engine_is_judged_on_what_it_takes():
     assert [feed.name for feed in taken.feeds] == ["batch 64", "batch 32"]
     assert taken.remarks == ("outside the profiles of the engine, not run: batch 1",)
     assert _taken(reference, Candidate("onnx", lambda: None)) is reference
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU: the provider may start")
+def test_a_provider_that_this_machine_lacks_is_not_run(digits, run_cli):
+    """CUDA in ONNX Runtime on a machine without it is NOT_RUN with what is missing; where it is required, the exit status is 6."""
+    wish = {"EXPORTER_ONNXRUNTIME_PROVIDERS": '["CPUExecutionProvider", "CUDAExecutionProvider"]'}
+    done = run_cli("check", "--json", "--quiet", cwd=digits, env=wish)
+    assert done.returncode == 0, done.stderr
+    verdicts = {verdict["subject"]: verdict for verdict in json.loads(done.stdout)["verdicts"]}
+    assert (verdicts["onnx"]["outcome"], verdicts["onnx-cuda"]["outcome"]) == ("PASS", "NOT_RUN")
+    assert "no other one was used (" in verdicts["onnx-cuda"]["reason"]
+    done = run_cli("check", "--quiet", cwd=digits, env={**wish, "EXPORTER_ONNXRUNTIME_REQUIRED": "true"})
+    assert done.returncode == 6
+    assert "a required check did not run: parity of onnx-cuda" in done.stderr
+
+
+def test_a_provider_alone_has_to_run():
+    """Where the CPU is not listed nothing else would judge the file."""
+    err = EnvironmentLacking("E842", "it did not start", facts={"found": "libcublas.so"})
+    alone, beside = (OnnxruntimeConfig(providers=names) for names in (("CUDAExecutionProvider",), ("CUDAExecutionProvider", "CPUExecutionProvider")))
+    assert [not_run("parity", "onnx-cuda", err, config).required for config in (alone, beside, beside.replace(required=True))] == [True, False, True]
+    assert not_run("parity", "onnx-cuda", err, beside).reason == "it did not start (libcublas.so)"

@@ -11,32 +11,30 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from exporter.artifacts import OnnxModel, TensorSpec
-from exporter.errors import EnvironmentLacking, InternalError, MissingLibrary, ModelNotSupported
+from exporter.errors import InternalError, ModelNotSupported
 from exporter.runners.base import Array, Feed, PreparedCall
+from exporter.runners.execution_providers import CPU, check_provider, device_of, did_not_start, nodes_by_provider, require_nodes, with_options
 from exporter.runners.feed_check import check_feed
 
 __all__ = ["OnnxruntimeRunner"]
-
-_DEVICE = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
 
 
 class OnnxruntimeRunner:
     """Runs an ``OnnxModel`` sequentially, with fixed threads.
 
     Args:
-        provider: ``CPUExecutionProvider`` or ``CUDAExecutionProvider``. The CPU provider stands behind every other one for
-            the operators it lacks, as the runtime demands; a provider that is asked for and not active is an error.
+        provider: ``CPUExecutionProvider``, ``CUDAExecutionProvider``, ``TensorrtExecutionProvider`` or another one of the build. The CPU provider
+            stands behind every other one for the operators it lacks, as the runtime demands, and CUDA behind TensorRT; ``settings`` say how many
+            nodes each of them took. A provider that is asked for and not active is an error.
         threads: intra-operator threads; between operators there is one.
         optimize: at the full level (``ORT_ENABLE_ALL``), else operator after operator as the file has them (``ORT_DISABLE_ALL``).
     """
 
-    def __init__(
-        self, model: OnnxModel, *, name: str = "onnx", provider: str = "CPUExecutionProvider", threads: int = 1, optimize: bool = True
-    ) -> None:
+    def __init__(self, model: OnnxModel, *, name: str = "onnx", provider: str = CPU, threads: int = 1, optimize: bool = True) -> None:
         self.name = name
         self.provider = provider
         self.precision = _precision(model)
-        self.device = _DEVICE.get(provider, "cuda")
+        self.device = device_of(provider)
         self.threads: int | None = threads if self.device == "cpu" else None
         self.load_ms = 0.0
         self._level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
@@ -59,18 +57,15 @@ class OnnxruntimeRunner:
         """Create the session.
 
         Raises:
+            ConfigError: E551, there is no provider of this name.
             MissingLibrary: E841, this build of ONNX Runtime has no such provider.
-            EnvironmentLacking: E842, the provider is in the build but did not become active.
+            EnvironmentLacking: E842, the provider is in the build but did not start; E550, no node of the model runs on it.
             ModelNotSupported: E623, ONNX Runtime refuses the model.
         """
         import onnxruntime as ort
 
         facts = {"runner": self.name, "provider": self.provider, "onnxruntime": ort.__version__}
-        available = ort.get_available_providers()
-        if self.provider not in available:
-            facts["found"] = ", ".join(available)
-            problem = "ONNX Runtime was built without the provider that was asked for; no other one was used"
-            raise MissingLibrary("E841", problem, facts=facts, help="exporter doctor; or take CPUExecutionProvider under [onnxruntime] providers")
+        check_provider(self.provider, facts)
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._num_threads
         options.inter_op_num_threads = 1
@@ -78,21 +73,40 @@ class OnnxruntimeRunner:
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, self._level)
         options.log_severity_level = 4
         options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads must not slow the other contestant of a race
-        provider: Any = (self.provider, {"use_tf32": "0"}) if self.provider == "CUDAExecutionProvider" else self.provider
+        if self.provider != CPU:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         start = time.perf_counter()
         try:
-            self._session = ort.InferenceSession(str(self._model.path), sess_options=options, providers=[provider])
+            session = self._open(options, with_options(self.provider))
         except _ort_errors() as err:
-            facts |= {"file": str(self._model.path), "found": str(err).strip().split("\n")[0]}
-            raise ModelNotSupported("E623", "ONNX Runtime does not load the model", facts=facts) from err
+            found = str(err).strip().split("\n")[0]
+            if self.provider != CPU and self._opens_on_the_cpu(options):
+                raise did_not_start(facts, found) from err
+            raise ModelNotSupported(
+                "E623", "ONNX Runtime does not load the model", facts={**facts, "file": str(self._model.path), "found": found}
+            ) from err
         self.load_ms = (time.perf_counter() - start) * 1e3
-        active = self._session.get_providers()
+        active = session.get_providers()
         if self.provider not in active:
-            self._session = None
-            facts["found"] = f"active: {', '.join(active)}"
-            problem = "the ONNX Runtime provider that was asked for did not start; no other one was used"
-            raise EnvironmentLacking("E842", problem, facts=facts, help="exporter doctor says which libraries and which driver it needs")
+            raise did_not_start(facts, f"active: {', '.join(active)}")
+        if self.provider != CPU:
+            nodes = nodes_by_provider(session)
+            require_nodes(self.provider, nodes, facts)
+            self.settings["nodes"] = " + ".join(f"{count} on {name}" for name, count in nodes.items()) or "not told by this ONNX Runtime"
+        self._session = session
         return self
+
+    def _open(self, options: Any, providers: list[Any]) -> Any:  # noqa: ANN401 - onnxruntime is untyped
+        import onnxruntime as ort
+
+        return ort.InferenceSession(str(self._model.path), sess_options=options, providers=providers, enable_fallback=0)
+
+    def _opens_on_the_cpu(self, options: Any) -> bool:  # noqa: ANN401 - onnxruntime is untyped
+        try:
+            self._open(options, [CPU])
+        except _ort_errors():
+            return False
+        return True
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
         """Drop the session."""

@@ -12,6 +12,7 @@ from exporter.verify.error_numbers import HISTOGRAM_EDGES
 from exporter.verify.feeds import NamedFeed, digest_of_feeds, latency_feed, make_feeds
 from exporter.verify.latency import race
 from exporter.verify.metric import measure_metric
+from exporter.verify.not_run import not_run
 from exporter.verify.parity import compare
 from exporter.verify.ranges import FLOAT16_LARGEST, TensorRange, measure_ranges
 from exporter.verify.reference import CandidateOutputs, OwnError, Reference, collect_outputs, measure_own_error, measure_reference
@@ -41,6 +42,7 @@ __all__ = [
     "measure_own_error",
     "measure_ranges",
     "measure_reference",
+    "not_run",
     "race",
     "reference_key",
     "save_reference",

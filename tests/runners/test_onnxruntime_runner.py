@@ -10,8 +10,9 @@ import onnxruntime as ort
 import pytest
 
 from exporter.artifacts import Digest, OnnxModel, Provenance, TensorSpec
-from exporter.errors import EnvironmentLacking, MissingLibrary, ModelNotSupported, SampleError
+from exporter.errors import ConfigError, EnvironmentLacking, MissingLibrary, ModelNotSupported, SampleError
 from exporter.runners import OnnxruntimeRunner, Runner
+from exporter.runners.execution_providers import nodes_by_provider, require_nodes
 
 TEXT = """
 <ir_version: 10, opset_import: ["": 20]>
@@ -75,7 +76,7 @@ def test_feed_that_does_not_fit_is_refused(model, feed, code):
 
 def test_provider_that_is_not_in_the_build_is_an_error(model):
     """Nothing falls back to the CPU provider."""
-    with pytest.raises(MissingLibrary, match="no other one was used") as caught, OnnxruntimeRunner(model, provider="NoSuchExecutionProvider"):
+    with pytest.raises(MissingLibrary, match="no other one was used") as caught, OnnxruntimeRunner(model, provider="RknpuExecutionProvider"):
         pass
     assert (caught.value.code, caught.value.exit_status) == ("E841", 6)
 
@@ -106,3 +107,37 @@ def test_block_times_every_call_and_leaves_the_outputs_right(model):
     assert call.clock == "perf_counter"
     assert times.shape == (7,)
     assert (times > 0).all()
+
+
+@pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider"])
+@pytest.mark.skipif("CUDAExecutionProvider" not in ort.get_available_providers(), reason="this ONNX Runtime has no CUDA provider")
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU: the provider starts")
+def test_nothing_is_printed_where_a_provider_does_not_start(model, provider, capfd):
+    """ONNX Runtime prints on standard output that it falls back; nothing may come between two lines of JSON."""
+    with pytest.raises(EnvironmentLacking) as caught, OnnxruntimeRunner(model, provider=provider):
+        pass
+    assert caught.value.code == "E842"
+    assert caught.value.facts["found"]
+    assert capfd.readouterr().out == ""
+
+
+def test_provider_of_no_such_name_is_a_mistake(model):
+    """A misspelt name is a mistake of the configuration, with what was meant."""
+    with pytest.raises(ConfigError, match="no provider of this name") as caught, OnnxruntimeRunner(model, provider="CUDAProvider"):
+        pass
+    assert caught.value.code == "E551"
+    assert caught.value.help.startswith("did you mean CUDAExecutionProvider")
+
+
+def test_nodes_are_counted_by_provider(model):
+    """A session tells which provider took how many nodes; where none is on the provider that was asked for, there is no result."""
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    nodes = nodes_by_provider(ort.InferenceSession(model.path, options, providers=["CPUExecutionProvider"]))
+    if not nodes:
+        pytest.skip("this ONNX Runtime does not tell")
+    assert nodes == {"CPUExecutionProvider": 2}
+    require_nodes("CPUExecutionProvider", nodes, {})
+    with pytest.raises(EnvironmentLacking, match="no node of the model") as caught:
+        require_nodes("CUDAExecutionProvider", nodes, {})
+    assert (caught.value.code, caught.value.facts["found"]) == ("E550", "2 nodes on CPUExecutionProvider")
