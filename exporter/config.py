@@ -8,7 +8,6 @@ Paths in the file are relative to the file. An unknown key is an error that give
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from exporter.errors import ConfigError
 from exporter.locations import Location, RemotePath
 from exporter.sections import Section, SettingError, UnknownSettingError, setting
+from exporter.toml_text import read_toml, value_from_text
 
 __all__ = [
     "BakeConfig",
@@ -34,7 +34,6 @@ __all__ = [
     "TensorrtConfig",
     "find_config",
     "load_config",
-    "value_from_text",
 ]
 
 CONFIG_NAME = "exporter.toml"
@@ -326,7 +325,7 @@ def find_config(start: Path) -> Path | None:
     if own.is_file():
         return own
     project = start / "pyproject.toml"
-    if project.is_file() and "exporter" in _read_toml(project).get("tool", {}):
+    if project.is_file() and "exporter" in read_toml(project).get("tool", {}):
         return project
     return None
 
@@ -351,7 +350,7 @@ def load_config(
     """
     table: dict[str, Any] = {}
     if path is not None:
-        table = _read_toml(path)
+        table = read_toml(path)
         if path.name == "pyproject.toml":
             table = table.get("tool", {}).get("exporter", {})
     where = str(path) if path else "the defaults"
@@ -374,24 +373,6 @@ def load_config(
     return config.replace(tensorrt=config.tensorrt.replace(plugins=[config.resolve(path).absolute() for path in config.tensorrt.plugins]))
 
 
-def _parse_toml(text: str) -> dict[str, Any]:
-    """Return the table in ``text``; a ``ValueError`` says what is wrong with it."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(text)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return _parse_toml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as err:
-        raise ConfigError("E701", "the configuration file does not exist", facts={"file": path}, help="exporter init CKPT writes one") from err
-    except (OSError, ValueError) as err:
-        raise ConfigError("E702", "the configuration file cannot be read", facts={"file": path, "found": err}) from err
-
-
 def _overlay_environment(table: dict[str, Any], environment: Mapping[str, str]) -> None:
     for variable, text in sorted(environment.items()):
         if not variable.startswith("EXPORTER_"):
@@ -407,14 +388,6 @@ def _overlay_environment(table: dict[str, Any], environment: Mapping[str, str]) 
             target = table.setdefault(section, {})
             if isinstance(target, dict):
                 target[key] = value_from_text(text)
-
-
-def value_from_text(text: str) -> Any:  # noqa: ANN401 - any TOML value
-    """Return ``text`` read as a TOML value (``true``, ``3``, ``[1, 2]``), or as it stands."""
-    try:
-        return _parse_toml(f"value = {text}")["value"]
-    except ValueError:
-        return text
 
 
 def _config_error(err: SettingError, where: str) -> ConfigError:

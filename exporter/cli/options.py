@@ -165,7 +165,7 @@ def model_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
     Raises:
         click.UsageError: a word has no ``=``.
     """
-    from exporter.config import value_from_text
+    from exporter.toml_text import value_from_text
 
     arguments = {}
     for text in texts:
