@@ -18,6 +18,7 @@ __all__ = [
     "Float64",
     "affine_from_batch_norm",
     "largest_of",
+    "map_at_each_place",
     "places_inside",
     "rounded_once",
     "scaled_inputs",
@@ -139,6 +140,13 @@ def shift_of_each_place(taps: Float64, inside: Sequence[Float64]) -> Float64:
         for axis in inside:
             summed = np.tensordot(summed, axis, axes=(1, 1))  # the axis of taps goes, that of places comes last
     return summed.reshape(1, *summed.shape)
+
+
+def map_at_each_place(weight: Float64, given: Float64, groups: int) -> Float64:
+    """Return what a convolution of one tap makes of a constant map ``given`` of shape ``(1, inputs, *spatial)``."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        made: Float64 = weight.reshape(groups, weight.shape[0] // groups, -1) @ given.reshape(groups, given.shape[1] // groups, -1)
+    return made.reshape(1, weight.shape[0], *given.shape[2:])
 
 
 def _scaled(weight: Float64, s: Float64) -> Float64:

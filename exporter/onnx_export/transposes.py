@@ -2,6 +2,9 @@
 
 torch writes the keys of an attention with their first axes made one, transposed, and taken apart again: (batch, heads, tokens, features) to
 (batch heads, tokens, features), turned, and to (batch, heads, features, tokens). That is one transposition.
+
+A transposition between two views keeps them from becoming one. Axes that the second puts in are put in before, so that only one is left, and
+what multiplies the result reads a transposition, which runtimes make part of the product.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ def merge_transposes_(model: ir.Model) -> bool:
     for node in list(model.graph.all_nodes()):
         if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
             continue
-        is_changed = _turned_in_between_(node) or is_changed
+        is_changed = _turned_in_between_(node) or _put_in_before_(node) or is_changed
         order, source = _order_of(node), node.inputs[0] if node.inputs else None
         if order is None or source is None:
             continue
@@ -69,6 +72,33 @@ def _turned_in_between_(last: ir.Node) -> bool:
     if not keeps_shape(turned, target):
         return False
     _transpose_(last, source, whole)
+    return True
+
+
+def _put_in_before_(last: ir.Node) -> bool:
+    """Let an Unsqueeze behind a view and a transposition that nothing else reads stand in front of the transposition."""
+    turn = last.inputs[0].producer() if last.op_type == "Unsqueeze" and last.domain == "" and last.inputs[0] is not None else None
+    order = None if turn is None else _order_of(turn)
+    source = turn.inputs[0] if turn is not None and order is not None else None
+    first = None if source is None else source.producer()
+    if turn is None or order is None or source is None or source.shape is None or first is None or not is_view(first):
+        return False
+    given = ir.convenience.get_const_tensor(last.inputs[1]) if len(last.inputs) == 2 and last.inputs[1] is not None else None
+    if given is None or last.graph is None or len(turn.outputs[0].uses()) != 1 or turn.outputs[0].is_graph_output():
+        return False
+    rank = len(order) + given.size
+    added = {int(axis) % rank for axis in given.numpy()}
+    kept = [axis for axis in range(rank) if axis not in added]
+    whole = list(range(rank))
+    for place, axis in zip(kept, order, strict=True):
+        whole[place] = kept[axis]
+    sizes = iter(source.shape)
+    put_in = ir.node("Unsqueeze", [source, last.inputs[1]])
+    put_in.outputs[0].shape = ir.Shape([1 if axis in added else next(sizes) for axis in range(rank)])
+    put_in.outputs[0].type = source.type
+    put_in.metadata_props.update(last.metadata_props)
+    last.graph.insert_before(last, put_in)
+    _transpose_(last, put_in.outputs[0], tuple(whole))
     return True
 
 

@@ -174,3 +174,38 @@ def test_border_is_rounded_once(dtype):
     got = graph.folded_program.state_dict["conv.border"].detach()
     assert str(got.dtype) == f"torch.{dtype}"
     assert (got.double().numpy() == rounded_once(exact, dtype).astype("float64")).all()
+
+
+class Behind(nn.Module):
+    """BatchNorm -> a convolution that pads -> one of one tap, as the keys of a mobile attention are made; perhaps with another reader between."""
+
+    def __init__(self, outputs: int = 4, groups: int = 1, kernel: int = 1, *, is_shared: bool = False) -> None:
+        super().__init__()
+        self.bn, self.down = trained(nn.BatchNorm2d(8)), nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8, bias=False)
+        self.pointwise, self.is_shared = nn.Conv2d(8, outputs, kernel, groups=groups), is_shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        down = self.down(self.bn(torch.sigmoid(x)))
+        made = self.pointwise(down)
+        return torch.sigmoid(made) + torch.sigmoid(down).mean() if self.is_shared else torch.sigmoid(made)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_border_goes_through_a_convolution_of_one_tap(groups):
+    """It is added to what the second convolution makes, which has fewer channels, and is exact there."""
+    graph = folded(Behind(groups=groups), (2, 8, 9, 7))
+    assert [fold.batch_norm for fold in graph.folded] == ["bn"]
+    borders = {name: tuple(tensor.shape) for name, tensor in graph.folded_program.state_dict.items() if name.endswith("border")}
+    assert borders == {"pointwise.border": (1, 4, 5, 4)}
+    assert "down" in graph.folded[0].changed
+    assert error_in_float64(graph, (2, 8, 9, 7)) <= BOUND
+
+
+@pytest.mark.parametrize(
+    "network", [Behind(outputs=16), Behind(kernel=2), Behind(is_shared=True)], ids=["more channels", "more taps", "another reader"]
+)
+def test_a_border_stays_at_its_convolution(network):
+    """Where the second convolution makes more, sees more, or is not alone, the border stays where it is."""
+    graph = folded(network, (2, 8, 9, 7))
+    assert [name for name in graph.folded_program.state_dict if name.endswith("border")] == ["down.border"]
+    assert error_in_float64(graph, (2, 8, 9, 7)) <= BOUND

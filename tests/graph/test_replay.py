@@ -112,6 +112,18 @@ def norm_in_norm() -> nn.Module:
     return Sequence(before=nn.Sigmoid(), bn=nn.BatchNorm2d(3, affine=False), bn2=nn.BatchNorm2d(3), behind=nn.Sigmoid())
 
 
+class BorderBehind(nn.Module):
+    """A convolution that pads zeros behind a BatchNorm, and one of one tap behind that, which takes the border."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.down = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, stride=2, padding=1, groups=3, bias=False)
+        self.pointwise = nn.Conv2d(3, 2, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.pointwise(self.down(self.bn(torch.sigmoid(x)))))
+
+
 class Scaled(nn.Module):
     """Layer scales behind a convolution and in front of one, an offset, and a convolution without a bias that gets none."""
 
@@ -129,6 +141,7 @@ class Scaled(nn.Module):
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "layer scales": Scaled,
+    "border behind": BorderBehind,
     "residual": Residual,
     "branches": Branches,
     "concatenation": Joined,

@@ -157,6 +157,22 @@ ROWS = {
         model_of(made("Flatten", "x", "a"), made("Unsqueeze", "a one", "last"), NEG, one=[1], out=["batch", 1, 60]),
         ["Reshape"],
     ),
+    "an axis put in behind a view and a transposition": (
+        model_of(
+            made("Reshape", "x joined", "a"),
+            turned("a", "b", 0, 2, 1),
+            made("Unsqueeze", "b two", "last"),
+            NEG,
+            joined=[-1, 12, 5],
+            two=[-2, 0],
+            out=[1, "batch", 5, 1, 12],
+        ),
+        ["Reshape", "Transpose"],
+    ),
+    "an axis put in behind a transposition": (
+        model_of(turned("x", "a", 0, 2, 1, 3), made("Unsqueeze", "a one", "last"), NEG, one=[1], out=["batch", 1, 4, 3, 5]),
+        ["Transpose", "Unsqueeze"],
+    ),
     "one axis put in": (model_of(made("Unsqueeze", "x one", "last"), NEG, one=[1], out=["batch", 1, 3, 4, 5]), ["Unsqueeze"]),
     "a cast to the own dtype": (
         model_of(made("Neg", "x", "n"), made("CastLike", "half n", "a"), made("Mul", "n a", "out"), half=0.5, out=SHAPE),

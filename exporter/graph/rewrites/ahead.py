@@ -23,6 +23,7 @@ class WayAhead:
     Attributes:
         sizes, output_sizes: of what the product reads and of what it makes.
         source_sizes: of what the last step reads; those of ``sizes`` where there is none.
+        behind: a convolution of one tap that alone reads the product, where a border is to be added to what that makes instead.
     """
 
     steps: tuple[Operator, ...]
@@ -30,6 +31,7 @@ class WayAhead:
     sizes: tuple[Size, ...] = ()
     output_sizes: tuple[Size, ...] = ()
     source_sizes: tuple[Size, ...] = ()
+    behind: Operator | None = None
 
 
 def ways_ahead(graph: AbstractGraph, affine: Operator, *, passes: tuple[type, ...] = PASSES_AHEAD) -> tuple[WayAhead, ...] | Refusal:

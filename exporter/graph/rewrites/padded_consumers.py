@@ -13,6 +13,9 @@ The last term is the same for every input: it is a constant of each place. There
     ones     where they are not: one further input channel of each group that is one everywhere, with the weight ``T``. It is padded
              with zeros like the others, so it is 1 where a tap is inside and 0 where it is not.
 
+Where a convolution of one tap alone reads what the product makes, it takes the border, ``V border``, to be added to what it makes in its
+turn: that is no larger, and nothing stands between the two convolutions.
+
 A transposed convolution reaches place ``y`` from ``(y + padding - dilation k) / stride``, where that is a whole number in the input.
 Zeros that an operator of its own puts right in front of the convolution (SAME padding) are counted with the convolution's.
 
@@ -26,13 +29,14 @@ from dataclasses import replace
 import numpy as np
 
 from exporter.artifacts import Refusal, RefusalReason
-from exporter.graph.abstract import AbstractGraph, Operator
-from exporter.graph.algebra import Float64, places_inside, shift_of_each_place, shift_of_each_tap
+from exporter.graph.abstract import AbstractGraph, Linear, Operator
+from exporter.graph.algebra import Float64, map_at_each_place, places_inside, shift_of_each_place, shift_of_each_tap
 from exporter.graph.rewrites.ahead import WayAhead, carried_ahead, ways_ahead
 from exporter.graph.rewrites.contract import Match, Numbers, Rewritten, affine_numbers, linear_of
 from exporter.graph.rewrites.into_consumers import changed_ahead, numbers_ahead, pattern_ahead
 from exporter.graph.rewrites.linear_numbers import LinearNumbers
-from exporter.graph.rewrites.objections import affine_of, objection_to_statistics
+from exporter.graph.rewrites.objections import affine_of, objection_to_numbers, objection_to_statistics
+from exporter.graph.rewrites.sums import is_private
 from exporter.graph.through import Carried, KeepsChannels
 
 __all__ = ["PaddedConsumers"]
@@ -53,7 +57,9 @@ class PaddedConsumers:
             return ways
         if all(linear_of(way.product).sees_all and not _zeros_before(way) for way in ways):
             return Refusal(affine.module, RefusalReason.PADDED, (), "nothing pads with zeros")
-        return Match(affine, tuple(way.product for way in ways), ways)
+        ways = tuple(replace(way, behind=_behind(graph, affine, way.product)) for way in ways)
+        behind = (way.behind for way in ways if way.behind is not None)
+        return Match(affine, (*(way.product for way in ways), *behind), ways)
 
     def apply(self, match: Match, numbers: Numbers) -> Rewritten | Refusal:
         """Return the weights of every product, with its bias, border or ones."""
@@ -72,7 +78,9 @@ class PaddedConsumers:
                 return own
             new.update(own)
         bypass = (affine.name, affine_of(affine).data)
-        return Rewritten(new, (bypass,), pattern_ahead(match.affine, ways), float(np.abs(s).max(initial=0.0)), "ahead", changed_ahead(ways))
+        without = (way.product.module for way in ways if way.behind is not None and way.behind.name in new)
+        changed = tuple(dict.fromkeys((*changed_ahead(ways), *without)))
+        return Rewritten(new, (bypass,), pattern_ahead(match.affine, ways), float(np.abs(s).max(initial=0.0)), "ahead", changed)
 
 
 def _padded(affine: Operator, way: WayAhead, given: Carried, numbers: Numbers) -> dict[str, LinearNumbers] | Refusal:
@@ -88,11 +96,30 @@ def _padded(affine: Operator, way: WayAhead, given: Carried, numbers: Numbers) -
     taps = shift_of_each_tap(have.weight, carried.t, groups=role.groups, is_transposed=role.is_transposed)
     inside = _inside(way, zeros)
     if inside is not None:
-        return {product.name: have.ahead(role, carried.s).added(border=shift_of_each_place(taps, inside))}
+        border, scaled = shift_of_each_place(taps, inside), have.ahead(role, carried.s)
+        if way.behind is None:
+            return {product.name: scaled.added(border=border)}
+        after = numbers.of(way.behind)
+        return {product.name: scaled, way.behind.name: after.added(border=map_at_each_place(after.weight, border, linear_of(way.behind).groups))}
     if zeros:
         detail = f"{product.label} pads with zeros, and the size of what it reads is known at run time only"
         return Refusal(affine.module, RefusalReason.PADDED, (product.label,), detail)
     return {product.name: have.ahead(role, carried.s).added(ones=taps[:, None])}
+
+
+def _behind(graph: AbstractGraph, affine: Operator, product: Operator) -> Operator | None:
+    """Return the convolution of one tap that alone reads what ``product`` makes, if it makes no more channels; None where there is none."""
+    if linear_of(product).sees_all or not is_private(graph, product.output):
+        return None
+    user = graph.users_of(product.output)[0]
+    role, window = user.role, user.role.window if isinstance(user.role, Linear) else None
+    if not isinstance(role, Linear) or window is None or role.is_transposed or role.data != product.output or not role.sees_all:
+        return None
+    if any(size != 1 for size in (*window.kernel, *window.stride)) or user.inputs.count(product.output) != 1:
+        return None
+    channels, given = (graph.values[name].shape[1] for name in (user.output, product.output))
+    is_larger = not isinstance(channels, int) or not isinstance(given, int) or channels > given
+    return None if is_larger or objection_to_numbers(graph, affine, user) is not None else user
 
 
 def _zeros_before(way: WayAhead) -> tuple[int, ...]:
