@@ -24,13 +24,13 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests" / "gpu")]
 
 from subjects import Subject, digits, from_factory, tensorrt_config
 
-from exporter.artifacts import LatencyEvidence, ParityEvidence, Verdict, to_json
+from exporter.artifacts import LatencyEvidence, ParityEvidence, Plan, Verdict, to_json
 from exporter.config import LatencyConfig, ParityConfig
 from exporter.engine import build_engine, parse_profiles, plan_key, probe
 from exporter.errors import ExporterError
@@ -110,13 +110,17 @@ def contestants(subject: Subject, device: str, batches: tuple[int, ...], folder:
     if device != "cuda" or not support.available:
         yield "tensorrt", support.missing or "not on this device"
         return
+    built: list[Plan] = []
 
-    def engine() -> Runner:
-        profiles = parse_profiles((), subject.onnx.inputs, batch=max(*batches, 32))
-        key = plan_key(subject.onnx.digest, config, profiles, support)
-        return TensorrtRunner(build_engine(subject.onnx, folder / f"{subject.name}.plan", config, profiles, key=key), config)
+    def engine(name: str, cuda_graph: Literal["auto", "never"]) -> Runner:
+        if not built:
+            profiles = parse_profiles((), subject.onnx.inputs, batch=max(*batches, 32))
+            key = plan_key(subject.onnx.digest, config, profiles, support)
+            built.append(build_engine(subject.onnx, folder / f"{subject.name}.plan", config, profiles, key=key))
+        return TensorrtRunner(built[0], config.replace(cuda_graph=cuda_graph), name=name)
 
-    yield "tensorrt", engine
+    yield "tensorrt", lambda: engine("tensorrt", "never")
+    yield "tensorrt-graph", lambda: engine("tensorrt-graph", "auto")
 
 
 def measure(subject: Subject, device: str, batches: tuple[int, ...], folder: Path) -> list[dict[str, Any]]:
@@ -136,7 +140,10 @@ def measure(subject: Subject, device: str, batches: tuple[int, ...], folder: Pat
             with contextlib.ExitStack() as stack:
                 candidate = stack.enter_context(make())
                 parity = compare(reference, own_error, candidate, ParityConfig())
-                unfused = stack.enter_context(TorchRunner("torch-unfused", graph.unfused, graph.inputs, subject.outputs, device=device))
+                in_graph = getattr(candidate, "cuda_graph", False)
+                unfused = stack.enter_context(
+                    TorchRunner("torch-unfused", graph.unfused, graph.inputs, subject.outputs, device=device, cuda_graph=in_graph)
+                )
                 for batch in batches:
                     feed = latency_feed(subject.samples, graph.inputs, subject.samples_config, batch=batch)
                     rows.append({"candidate": name, "batch": batch, "parity": parity, "latency": race(unfused, candidate, feed, LatencyConfig())})
@@ -152,11 +159,11 @@ def page(subject: Subject, rows: list[dict[str, Any]], machine: dict[str, str]) 
     lines = [f"# {subject.name}: fused against unfused", ""]
     lines += [f"- {label}: {text}" for label, text in machine.items()]
     lines += [f"- weights: {subject.weights}", f"- BatchNorm: {len(subject.graph.folded)} folded of {subject.graph.num_batch_norms}", ""]
-    lines += ["Reference of each race: unfused torch, eager, float32, TF32 off, on the same device. Times are per call.", ""]
-    lines += [
-        "| candidate | batch | parity | rel L2 | own error | speed-up | interval | p50 ms | p90 ms | p99 ms | unfused p50 ms | clock | verdict |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines += ["Reference of each race: unfused torch, float32, TF32 off, on the same device; eager, and in a CUDA graph for tensorrt-graph.", ""]
+    lines += ["Times are per call.", ""]
+    columns = ("candidate", "batch", "parity", "rel L2", "own error", "speed-up", "interval", "p50 ms", "p90 ms", "p99 ms")
+    columns += ("unfused p50 ms", "clock", "launch / of unfused", "verdict")
+    lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     lines += [_row(row) for row in rows if "latency" in row]
     missing = [f"- {row['candidate']}: NOT_RUN, {row['not_run']}" for row in rows if "not_run" in row]
     return "\n".join([*lines, *(["", *missing] if missing else []), ""])
@@ -174,7 +181,7 @@ def _row(row: dict[str, Any]) -> str:
         row["candidate"], row["batch"], parity.outcome.value, f"{worst.relative_l2:.1e}", f"{worst.own_error:.1e}", f"{raced.speedup:.3f} x",
         f"{raced.speedup_low:.3f} to {raced.speedup_high:.3f} ({raced.confidence:.1%})",
         *(f"{own[p]:.4f}" if p in own else "-" for p in ("p50", "p90", "p99")),
-        f"{other['p50']:.4f}", raced.clock, latency.outcome.value,
+        f"{other['p50']:.4f}", raced.clock, f"{raced.launch or '-'} / {raced.reference_launch or '-'}", latency.outcome.value,
     ]  # fmt: skip
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from exporter.artifacts import Profile
 from exporter.config import OnnxruntimeConfig
 from exporter.errors import EnvironmentLacking
-from exporter.gates import Candidate, _taken
+from exporter.gates import Candidate, Gates, _taken
 from exporter.verify import NamedFeed, Reference, not_run
 
 
@@ -79,3 +80,13 @@ def test_a_provider_alone_has_to_run():
     alone, beside = (OnnxruntimeConfig(providers=names) for names in (("CUDAExecutionProvider",), ("CUDAExecutionProvider", "CPUExecutionProvider")))
     assert [not_run("parity", "onnx-cuda", err, config).required for config in (alone, beside, beside.replace(required=True))] == [True, False, True]
     assert not_run("parity", "onnx-cuda", err, beside).reason == "it did not start (libcublas.so)"
+
+
+def test_the_unfused_model_is_captured_where_its_opponent_may_be(monkeypatch):
+    """An engine in a CUDA graph races against torch in one, on the same device and in the same precision; whoever has no graph races without."""
+    monkeypatch.setattr(Gates, "_unfused", lambda _, precision, **settings: (precision, settings))
+    gates = object.__new__(Gates)
+    for cuda_graph in (True, False):
+        engine = SimpleNamespace(precision="float16", device="cuda", cuda_graph=cuda_graph)
+        assert gates._contestant(engine) == ("float16", {"device": "cuda", "cuda_graph": cuda_graph})
+    assert gates._contestant(SimpleNamespace(precision="float32", device="cpu")) == ("float32", {"device": "cpu", "cuda_graph": False})

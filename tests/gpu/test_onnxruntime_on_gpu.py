@@ -37,3 +37,20 @@ def test_the_race_is_run(subject, cuda_provider):
     with TorchRunner("torch-unfused", subject.graph.unfused, subject.graph.inputs, subject.outputs, device="cuda") as unfused:
         verdict = race(unfused, cuda_provider, feed, LatencyConfig(margin=10.0))
     assert verdict.evidence.speedup > 0
+
+
+@pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider"])
+def test_nodes_run_where_they_were_asked_to(subject, judged, provider):
+    """The provider took nodes of the model, as the settings say, and agrees with float64; or the machine lacks it, with the reason."""
+    runner = OnnxruntimeRunner(subject.onnx, name="onnx-gpu", provider=provider)
+    try:
+        runner.__enter__()
+    except EnvironmentLacking as err:
+        pytest.skip(f"{err.problem}: {err.facts['found']}")
+    try:
+        assert provider in runner.settings["nodes"] or "not told" in runner.settings["nodes"]
+        verdict = judged(runner)
+    finally:
+        runner.__exit__(None, None, None)
+    if provider == "CUDAExecutionProvider":  # whether TensorRT's provider uses TF32 is its own to decide
+        assert verdict.outcome is Outcome.PASS, verdict.reason
