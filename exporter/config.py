@@ -129,12 +129,16 @@ class OnnxConfig(Section):
         opset: 17 is what TensorRT 8 reads; it is made from opset 18, the oldest that torch's exporter writes.
         precision: of the network, and of every engine that is built from it; inputs and outputs are float32 in any case.
         float32: patterns (``fnmatch``) of module or node names that stay in float32, beside normalisations, softmax and sums.
+        calibration: how the ranges of values in 8 bits are found on the recorded samples.
+        calibration_percentile: of the magnitudes, that ``percentile`` keeps.
     """
 
     opset: int = setting(default=20, ge=17, le=25)
     dynamic_batch: bool = True
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    precision: Literal["float32", "float16", "bfloat16", "int8", "fp8"] = "float32"
     float32: tuple[str, ...] = ()
+    calibration: Literal["entropy", "percentile", "minmax"] = "entropy"
+    calibration_percentile: float = setting(default=99.99, ge=50, le=100)
 
 
 class OnnxruntimeConfig(Section):

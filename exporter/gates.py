@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from exporter.artifacts import Graph, OnnxModel, Outcome, ParityEvidence, Plan, Profile, TensorSpec, Verdict
+from exporter.artifacts import EIGHT_BIT, Graph, OnnxModel, Outcome, ParityEvidence, Plan, Profile, TensorSpec, Verdict
 from exporter.config import Config
 from exporter.errors import ArtifactError, ConfigError, EnvironmentLacking, ModelNotSupported
 from exporter.files import digest_of_settings
@@ -34,7 +34,9 @@ _REFITTABLE = "a refittable engine is slower than the one that is delivered: bui
 _CPU = "CPUExecutionProvider"
 _HALVES = {"float16", "bfloat16"}
 """Precisions that ONNX Runtime does not compute in on the CPU: every value is rounded instead, and such a candidate does not race."""
-_EMULATED = "the CPU emulates half precision: race an engine, or CUDAExecutionProvider under [onnxruntime] providers"
+_UNOPTIMISED = {"fp8"}
+"""Precisions that ONNX Runtime computes in float32, operator after operator."""
+_EMULATED = "the CPU emulates this precision: race an engine, or CUDAExecutionProvider under [onnxruntime] providers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def candidates_of(artefact: Graph | OnnxModel | Plan, config: Config, *, name: s
     for provider in config.onnxruntime.providers:
         short = provider.removesuffix("ExecutionProvider").lower()
         own = (name or "onnx") + ("" if short == "cpu" else f"-{short}")
-        is_emulated = provider == _CPU and artefact.precision in _HALVES
+        is_emulated = (provider == _CPU and artefact.precision in _HALVES) or artefact.precision in _UNOPTIMISED
         lacked = "" if provider == _CPU else provider
         found.append(Candidate(own, _opener(artefact, config, own, provider), not_raced=_EMULATED if is_emulated else "", provider=lacked))
     return tuple(found)
@@ -162,11 +164,17 @@ class Gates:
         save_reference(reference, path, key=key)
         return reference
 
-    def _own_error(self, reference: Reference, precision: Precision) -> OwnError:
+    def _own_error(self, reference: Reference, candidate: Runner) -> OwnError:
+        from exporter.runners import EightBitTorchRunner
         from exporter.verify import measure_own_error
 
-        with self._unfused(precision) as runner:
-            return measure_own_error(reference, runner)
+        if candidate.precision not in EIGHT_BIT:
+            with self._unfused(precision_of(candidate)) as runner:
+                return measure_own_error(reference, runner)
+        graph, threads = self.workspace.graph, self.config.latency.threads
+        names = tuple(spec.name for spec in graph.outputs)
+        with EightBitTorchRunner(UNFUSED, self.workspace.module(), graph.inputs, names, precision=candidate.precision, threads=threads) as rounded:
+            return measure_own_error(reference, rounded)
 
     def _localiser(self, candidate: Candidate) -> Callable[[], str] | None:
         if candidate.name == "torch-fused":
@@ -283,7 +291,7 @@ class Gates:
 class Judge:
     """Parity of single candidates: the reference is there, and the own error is measured once for each precision."""
 
-    def __init__(self, reference: Reference, own_error: Callable[[Reference, Precision], OwnError], config: Config) -> None:
+    def __init__(self, reference: Reference, own_error: Callable[[Reference, Runner], OwnError], config: Config) -> None:
         self._reference, self._own_error, self._config = reference, own_error, config
         self._own: dict[str, OwnError] = {}
 
@@ -296,7 +304,7 @@ class Judge:
         with candidate.open() as runner:
             taken = _taken(self._reference, candidate)
             if runner.precision not in self._own:
-                self._own[runner.precision] = self._own_error(self._reference, precision_of(runner))
+                self._own[runner.precision] = self._own_error(self._reference, runner)
             outputs = collect_outputs(runner, taken.feeds)
             verdict = compare(
                 taken,

@@ -22,7 +22,7 @@ __all__ = ["DEPARTURE", "OPSET_OF_TENSORRT_8", "check_with", "lower_for_tensorrt
 
 OPSET_OF_TENSORRT_8 = 17
 _FIRST_WITH_NEWER_OPSETS = 10
-DEPARTURE = {"float16": 2e-2, "bfloat16": 1.6e-1}
+DEPARTURE = {"float16": 2e-2, "bfloat16": 1.6e-1, "int8": 5e-2, "fp8": 1e-1}
 """Largest relative L2 distance of an output by precision of the model; 1e-5 in float32."""
 _DEPARTURE_FLOAT32 = 1e-5
 
@@ -38,8 +38,12 @@ def lower_for_tensorrt_8(model: OnnxModel, folder: Path, check: Check) -> tuple[
     """Return ``<stem>.opset17.onnx`` in ``folder``, and whether it was up to date.
 
     Raises:
-        ExportError: an operator has no form in opset 17 (E451, E452), or the two models disagree (E453).
+        ExportError: TensorRT 8 has not the model's precision (E487), an operator has no form in opset 17 (E451, E452), or the two models
+            disagree (E453).
     """
+    if model.precision == "fp8":
+        facts = {"file": model.path, "found": "fp8", "expected": "float32, float16 or int8"}
+        raise ExportError("E487", "TensorRT 8 has no fp8", facts=facts, help='TensorRT 10 or newer has it; or [onnx] precision = "int8"')
     from exporter.onnx_export import load_onnx, lower_onnx, lowered_key
 
     path = folder / f"{model.path.stem}.opset{OPSET_OF_TENSORRT_8}.onnx"

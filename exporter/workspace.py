@@ -24,6 +24,7 @@ from exporter.artifacts import (
     TensorSpec,
     Weights,
 )
+from exporter.calibration import calibration_of, digest_of_calibration
 from exporter.config import BakeConfig, Config
 from exporter.errors import FoldError
 from exporter.half_range import range_check
@@ -214,17 +215,20 @@ class Workspace(Inputs):
         from exporter.onnx_export import export_onnx, load_onnx, onnx_key
 
         path = self._path("onnx", ".onnx")
+        calibrate = calibration_of(self.config, self.samples)  # where it needs samples, it needs them before the work begins
         graph = self.graph
         if graph.digest is None:
             raise FoldError("E399", "the folded graph was not stored, so nothing can be made from it")
         with _Record(self, "onnx") as record:
-            key = onnx_key(graph.digest, self.config.onnx)
+            key = onnx_key(graph.digest, self.config.onnx, calibration=digest_of_calibration(self.config, self.samples))
             model, state = load_onnx(path, key=key), "up to date"
             if model is None:
                 self._tell("onnx", 0, 1)
                 check = check_with(self.config, self.samples)
                 in_range = range_check(self.config, self.samples)
-                model, state = export_onnx(graph, path, self.config.onnx, key=key, check_lowered=check, check_range=in_range), "made"
+                config = self.config.onnx
+                model = export_onnx(graph, path, config, key=key, check_lowered=check, check_range=in_range, calibrate=calibrate)
+                state = "made"
                 self._tell("onnx", 1, 1)
             dynamic = ", dynamic batch" if self.config.onnx.dynamic_batch else ""
             summary = f"opset {model.opset}, {_count(model.inputs, 'input')}, {_count(model.outputs, 'output')}{dynamic}"

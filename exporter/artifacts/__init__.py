@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from exporter.artifacts.checkpoint import Checkpoint, GlobalRef, Node, ObjectRef, ShardRef, StorageRef, TensorRef, brief, walk
     from exporter.artifacts.documents import to_json
     from exporter.artifacts.graph import REMEDIES, Cost, Folded, FoldedOnnx, Graph, Refusal, RefusalReason
-    from exporter.artifacts.models import OnnxModel, Plan, Profile
+    from exporter.artifacts.models import EIGHT_BIT, OnnxModel, Plan, Profile
     from exporter.artifacts.provenance import Digest, Provenance
     from exporter.artifacts.report import Report, StageRecord
     from exporter.artifacts.sketch import Explanation, Neighbour, Sketch, SketchNode
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH_NORM_SOURCES",
+    "EIGHT_BIT",
     "REMEDIES",
     "BakeSummary",
     "BatchNormStatistics",
@@ -106,7 +107,7 @@ _HOMES = {
     ),
     **dict.fromkeys(("TensorSpec",), "specs"),
     **dict.fromkeys(("REMEDIES", "Cost", "Folded", "FoldedOnnx", "Graph", "Refusal", "RefusalReason"), "graph"),
-    **dict.fromkeys(("OnnxModel", "Plan", "Profile"), "models"),
+    **dict.fromkeys(("EIGHT_BIT", "OnnxModel", "Plan", "Profile"), "models"),
     **dict.fromkeys(("LatencyEvidence", "MetricEvidence", "Outcome", "OutputParity", "ParityEvidence", "Verdict", "worst"), "verdicts"),
     **dict.fromkeys(("Report", "StageRecord"), "report"),
     **dict.fromkeys(("Explanation", "Neighbour", "Sketch", "SketchNode"), "sketch"),

@@ -9,7 +9,10 @@ from pathlib import Path
 from exporter.artifacts.provenance import Digest, Provenance
 from exporter.artifacts.specs import TensorSpec
 
-__all__ = ["OnnxModel", "Plan", "Profile"]
+__all__ = ["EIGHT_BIT", "OnnxModel", "Plan", "Profile"]
+
+EIGHT_BIT = frozenset({"fp8", "int8"})
+"""Precisions of models with pairs of QuantizeLinear and DequantizeLinear; the rest of such a model has another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,8 @@ class OnnxModel:
     """An ONNX file that passed the full checker.
 
     Attributes:
-        precision: ``float32``, ``float16``, ``bfloat16`` or ``float64``: what the file declares, else what most of its weights have.
+        precision: ``float32``, ``float16``, ``bfloat16``, ``float64``, ``int8`` or ``fp8``: what the file declares, else that of its pairs of
+            QuantizeLinear and DequantizeLinear, else what most of its weights have.
     """
 
     path: Path

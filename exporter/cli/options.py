@@ -86,7 +86,7 @@ def precision_options(command: Command) -> Command:
     help_text = "Modules or nodes that stay in float32; several allowed."
     command = click.option("--float32", "float32", multiple=True, metavar="PATTERN", help=help_text)(command)
     help_text = "Of the network; inputs and outputs are float32. Default: float32."
-    return click.option("--precision", type=click.Choice(["float32", "float16", "bfloat16"]), help=help_text)(command)
+    return click.option("--precision", type=click.Choice(["float32", "float16", "bfloat16", "int8", "fp8"]), help=help_text)(command)
 
 
 def weights_options(command: Command) -> Command:

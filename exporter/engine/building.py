@@ -23,7 +23,7 @@ from exporter.trt_worker import PluginLibrary, Reply, Worker, find_plugins
 
 __all__ = ["build_engine", "plan_key"]
 
-SHORT_NAMES = {"float64": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+SHORT_NAMES = {"float64": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "fp8": "fp8"}
 """Precision of a model -> that of its engine; TensorRT has no float64."""
 _PROBE_LIMIT_S = 120.0
 _BUILDER_FLAGS = (

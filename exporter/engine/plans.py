@@ -42,7 +42,7 @@ def plan_content(
 
     Args:
         model: what the plan was built from; its inputs and outputs are the plan's.
-        precision: that was asked for: ``fp32``, ``fp16`` or ``bf16``.
+        precision: that was asked for: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``.
         config: settings of the build.
         profiles: as given to the builder.
         plugins: libraries that the engine needs.

@@ -18,7 +18,8 @@ _CONTENT = ("raw_data", "float_data", "int32_data", "double_data", "external_dat
 def structure_digest(model: OnnxModel) -> str:
     """Return a SHA-256 over nodes, attributes, inputs, outputs, and the names, shapes and dtypes of the weights.
 
-    Values count only where they are whole numbers or booleans: such constants are shapes and axes, which an engine has built in.
+    Values count only where they are whole numbers or booleans, which are shapes and axes, and where they are scales of values in 8 bits: an engine
+    has them built in.
     """
     import onnx
 
@@ -27,8 +28,9 @@ def structure_digest(model: OnnxModel) -> str:
         proto.ClearField(field)
     graph = proto.graph
     graph.ClearField("value_info")
+    scales = {node.input[1] for node in graph.node if node.op_type in {"DequantizeLinear", "QuantizeLinear"}}
     for tensor in graph.initializer:
-        if _is_floating(tensor):
+        if _is_floating(tensor) and tensor.name not in scales:
             for field in _CONTENT:
                 tensor.ClearField(field)
             tensor.data_location = onnx.TensorProto.DEFAULT

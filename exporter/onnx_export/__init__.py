@@ -6,6 +6,7 @@ and write it whole or not at all, with its lineage in the file.
     exporting.py    the stage
     tidying.py      passes over the exported model
     precision/      half precision with float32 islands
+    quantising/     8 bits by pairs of QuantizeLinear and DequantizeLinear
     lowering/       opset 17, which torch's exporter does not write
     shapes.py       names of dynamic axes
     checking.py     what a model of ours must satisfy

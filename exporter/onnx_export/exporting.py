@@ -11,8 +11,9 @@ import dataclasses
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 import onnx
 import onnx_ir
@@ -20,7 +21,7 @@ import torch
 from onnx_ir.passes import common
 from torch._ops import OpOverload
 
-from exporter.artifacts import Graph, OnnxModel, Provenance
+from exporter.artifacts import EIGHT_BIT, Graph, OnnxModel, Provenance
 from exporter.config import OnnxConfig
 from exporter.errors import ExportError
 from exporter.factories import installed_version
@@ -28,7 +29,8 @@ from exporter.files import digest_of_file, write_bytes
 from exporter.onnx_export.checking import check_against_graph
 from exporter.onnx_export.keys import LIBRARIES
 from exporter.onnx_export.lowering.converting import lower_onnx
-from exporter.onnx_export.precision import halve_, precision_shares, shares_text, stored_in_half
+from exporter.onnx_export.precision import check_patterns, halve_, precision_shares, shares_text, stored_in_half
+from exporter.onnx_export.quantising import FIRST_OPSET, find_products, quantise_
 from exporter.onnx_export.reading import describe
 from exporter.onnx_export.removing import remove_onnx
 from exporter.onnx_export.shapes import fix_batch_, name_axes_
@@ -36,6 +38,9 @@ from exporter.onnx_export.tidying import tidy_
 from exporter.onnx_export.writing import INLINE_LIMIT_BYTES, weight_bytes, write_onnx
 
 __all__ = ["export_onnx"]
+
+_T = TypeVar("_T")
+Calibrate: TypeAlias = Callable[[OnnxModel, Sequence[str]], tuple[Mapping[str, float], Mapping[str, str]]]
 
 OLDEST_OPSET = 18
 """torch's exporter writes none older; opset 17 is made from it."""
@@ -50,6 +55,7 @@ def export_onnx(
     key: str,
     check_lowered: Callable[[OnnxModel, OnnxModel], Mapping[str, str]] | None = None,
     check_range: Callable[[OnnxModel, frozenset[str]], Mapping[str, str]] | None = None,
+    calibrate: Calibrate | None = None,
 ) -> OnnxModel:
     """Write the folded program of ``graph`` to ``path``.
 
@@ -64,17 +70,20 @@ def export_onnx(
         check_lowered: for opset 17, which is made from opset 18: given both models, before the older one is written; it returns facts
             for the lineage, or raises.
         check_range: for float16: given the float32 model and the names of the values that will be stored in float16; likewise.
+        calibrate: for int8 and fp8: given the float32 model and names of its values, it returns the largest magnitude to keep of each, and facts
+            for the lineage.
 
     Raises:
         ExportError: the program has a BatchNorm in training mode (E401), an operator has no ONNX form (E402) or none in opset 17
-            (E451, E452), the opset lacks the precision (E455), a pattern of what stays in float32 matches nothing (E456), or the
-            model does not pass ONNX's checker and strict shape inference (E403). Nothing was written.
+            (E451, E452), the opset lacks the precision (E455, E483), a pattern of what stays in float32 matches nothing (E456), or the
+            model does not pass ONNX's checker and strict shape inference (E403); nothing can be quantised (E484 to E486). Nothing was written.
         InternalError: the model has a BatchNorm that the plan folded, or other inputs and outputs (E491).
         ArtifactError: the file could not be written (E711).
     """
     _refuse_training(graph)
+    _refuse_opset(config)
     if config.opset < OLDEST_OPSET:
-        return _export_lowered(graph, path, config, key=key, check=check_lowered, check_range=check_range)
+        return _export_lowered(graph, path, config, key=key, check=check_lowered, check_range=check_range, calibrate=calibrate)
     model = _exported(graph, config)
     name_axes_(model, graph.inputs)
     if not config.dynamic_batch:
@@ -82,7 +91,9 @@ def export_onnx(
     tidy_(model, inputs=[spec.name for spec in graph.inputs], outputs=[spec.name for spec in graph.outputs])
     islands: dict[str, str] = {}
     in_range: Mapping[str, str] = {}
-    if config.precision != "float32":
+    if config.precision in EIGHT_BIT:
+        islands, in_range = _quantise_(model, path, config, calibrate)
+    elif config.precision != "float32":
         wide = None
         if check_range is not None and config.precision == "float16":
             if weight_bytes(model) <= INLINE_LIMIT_BYTES:
@@ -92,7 +103,8 @@ def export_onnx(
         islands = halve_(model, config.precision, config.float32)
         common.RemoveUnusedNodesPass()(model)
         if wide is not None and check_range is not None:
-            in_range = _checked_range(wide, path, stored_in_half(model), check_range)
+            stored, check = stored_in_half(model), check_range
+            in_range = _on_float32(wide, path, lambda between: check(between, stored))
     provenance = _provenance(graph, config, shares_text(precision_shares(model)))
     provenance = dataclasses.replace(provenance, lineage={**provenance.lineage, **in_range})
     _label_(model, graph, provenance, islands)
@@ -100,14 +112,42 @@ def export_onnx(
     return write_onnx(model, path, provenance, key=key)
 
 
-def _checked_range(
-    wide: onnx.ModelProto, path: Path, stored: frozenset[str], check: Callable[[OnnxModel, frozenset[str]], Mapping[str, str]]
-) -> Mapping[str, str]:
-    """Write the float32 model for the time of the check."""
+def _refuse_opset(config: OnnxConfig) -> None:
+    first = FIRST_OPSET.get(config.precision, 0)
+    if config.opset < first:
+        facts = {"found": f"opset {config.opset}", "expected": f"{first} or newer"}
+        raise ExportError("E483", f"the opset has no pairs of QuantizeLinear and DequantizeLinear in {config.precision}", facts=facts)
+
+
+def _quantise_(model: onnx_ir.Model, path: Path, config: OnnxConfig, calibrate: Calibrate | None) -> tuple[dict[str, str], Mapping[str, str]]:
+    """Bring the model into 8 bits; return node -> why it stays in float32, and facts for the lineage."""
+    if calibrate is None:
+        help_text = "export_onnx(..., calibrate=exporter.calibration.calibration_of(config, samples))"
+        raise ExportError("E484", "8 bits need ranges, and nothing was given to measure them", facts={"precision": config.precision}, help=help_text)
+    if weight_bytes(model) > INLINE_LIMIT_BYTES:
+        raise ExportError(
+            "E485", "the model is too large to be calibrated", facts={"found": "over 2 GiB of weights"}, help='[onnx] precision = "float16"'
+        )
+    common.ShapeInferencePass()(model)
+    check_patterns(model, config.float32)
+    products, islands = find_products(model, config.float32)
+    if not products:
+        facts = {"found": "; ".join(f"{node.name}: {reason}" for node, reason in islands.items()) or "no product with a constant weight"}
+        raise ExportError("E486", "nothing in the network can compute in 8 bits", facts=facts, help="[onnx] float32 may keep too much out")
+    wide = onnx.shape_inference.infer_shapes(onnx_ir.to_proto(model))
+    names = list(dict.fromkeys(product.data.name or "" for product in products))
+    ranges, measured = _on_float32(wide, path, lambda between: calibrate(between, names))
+    islands |= {product.node: "always zero" for product in products if not ranges[product.data.name or ""]}
+    quantise_(model, config.precision, [product for product in products if product.node not in islands], ranges)
+    return {node.name or "": reason for node, reason in islands.items()}, measured
+
+
+def _on_float32(wide: onnx.ModelProto, path: Path, look: Callable[[OnnxModel], _T]) -> _T:
+    """Write the float32 model for the time of a look at it."""
     between = path.with_name(f".{path.stem}.float32.onnx")
     try:
         write_bytes(between, wide.SerializeToString())
-        return check(describe(wide, between, digest_of_file(between), Provenance("onnx_export")), stored)
+        return look(describe(wide, between, digest_of_file(between), Provenance("onnx_export")))
     finally:
         remove_onnx(between)
 
@@ -120,10 +160,11 @@ def _export_lowered(
     key: str,
     check: Callable[[OnnxModel, OnnxModel], Mapping[str, str]] | None,
     check_range: Callable[[OnnxModel, frozenset[str]], Mapping[str, str]] | None,
+    calibrate: Calibrate | None,
 ) -> OnnxModel:
     between = path.with_name(f".{path.stem}.opset{OLDEST_OPSET}.onnx")
     try:
-        newer = export_onnx(graph, between, config.replace(opset=OLDEST_OPSET), key=key, check_range=check_range)
+        newer = export_onnx(graph, between, config.replace(opset=OLDEST_OPSET), key=key, check_range=check_range, calibrate=calibrate)
         return lower_onnx(newer, path, key=key, provenance=_provenance(graph, config, newer.provenance.lineage["precision_shares"]), check=check)
     finally:
         remove_onnx(between)

@@ -13,7 +13,16 @@ LIBRARIES = ("exporter", "onnx", "onnx-ir", "onnxscript", "torch")
 """Libraries whose version decides what is in the file."""
 
 
-def onnx_key(graph: Digest, config: OnnxConfig) -> str:
-    """Return the digest of everything that decides the ONNX model made from the stored graph with digest ``graph``."""
+def onnx_key(graph: Digest, config: OnnxConfig, *, calibration: str = "") -> str:
+    """Return the digest of everything that decides the ONNX model made from the stored graph with digest ``graph``.
+
+    Args:
+        graph: of the stored graph.
+        config: of the file.
+        calibration: digest of the samples that decide the ranges of a model in 8 bits.
+    """
     versions = {name: installed_version(name) for name in LIBRARIES}
-    return digest_of_settings({"graph": str(graph), "onnx": config.to_json(), "versions": versions}).hex
+    parts = {"graph": str(graph), "onnx": config.to_json(), "versions": versions}
+    if calibration:
+        parts |= {"calibration": calibration, "onnxruntime": installed_version("onnxruntime-gpu")}
+    return digest_of_settings(parts).hex

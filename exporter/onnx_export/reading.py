@@ -13,11 +13,12 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from exporter.artifacts import Digest, OnnxModel, Provenance, TensorSpec
+from exporter.artifacts import EIGHT_BIT, Digest, OnnxModel, Provenance, TensorSpec
 from exporter.errors import ArtifactError, ExportError
 from exporter.files import digest_of_file
 from exporter.onnx_export.checking import check_with_onnx, count_batch_norms
 from exporter.onnx_export.external import all_tensors, check_tensor
+from exporter.onnx_export.quantising.recognising import eight_bit_precision
 
 __all__ = ["OnnxFile", "describe", "open_onnx", "parse", "read_onnx"]
 
@@ -120,10 +121,12 @@ def describe(model: onnx.ModelProto, path: Path, digest: Digest, provenance: Pro
 
 
 def _precision_of(model: onnx.ModelProto) -> str:
-    """Return the declared precision, else the floating dtype that most weights have."""
+    """Return the declared precision, else that of pairs in 8 bits, else the floating dtype that most weights have."""
     declared = next((entry.value for entry in model.metadata_props if entry.key == f"{_PREFIX}precision"), "")
-    if declared in _FLOATING.values():
+    if declared in {*_FLOATING.values(), *EIGHT_BIT}:
         return declared
+    if quantised := eight_bit_precision(model):
+        return quantised
     counts: Counter[str] = Counter()
     for tensor in model.graph.initializer:
         if tensor.data_type in _FLOATING:

@@ -1,4 +1,4 @@
-"""Run one artefact behind one protocol: torch, ONNX Runtime, ONNX in float64, ONNX with every value rounded, TensorRT.
+"""Run one artefact behind one protocol: torch, torch with products in 8 bits, ONNX Runtime, ONNX in float64, ONNX with every value rounded, TensorRT.
 
 A runner is used in ``with``: entering loads the artefact, leaving frees what it held. The protocol is in
 ``exporter.runners.base``; each runtime is imported only when its runner is asked for.
@@ -16,10 +16,23 @@ if TYPE_CHECKING:
     from exporter.runners.onnxruntime import OnnxruntimeRunner
     from exporter.runners.tensorrt import TensorrtRunner
     from exporter.runners.torch import TorchRunner
+    from exporter.runners.torch_eight_bit import EightBitTorchRunner
 
-__all__ = ["Array", "Feed", "OnnxFloat64Runner", "OnnxruntimeRunner", "PreparedCall", "RoundedOnnxRunner", "Runner", "TensorrtRunner", "TorchRunner"]
+__all__ = [
+    "Array",
+    "EightBitTorchRunner",
+    "Feed",
+    "OnnxFloat64Runner",
+    "OnnxruntimeRunner",
+    "PreparedCall",
+    "RoundedOnnxRunner",
+    "Runner",
+    "TensorrtRunner",
+    "TorchRunner",
+]
 
 _LAZY = {
+    "EightBitTorchRunner": "torch_eight_bit",
     "OnnxFloat64Runner": "onnx_float64",
     "OnnxruntimeRunner": "onnxruntime",
     "RoundedOnnxRunner": "onnx_rounded",

@@ -62,7 +62,7 @@ class Runner(Protocol):
 
     Attributes:
         name: unique in a run: ``torch-unfused``, ``torch-fused``, ``onnx``, ``tensorrt``.
-        precision: declared precision of the arithmetic: ``float64``, ``float32``, ``float16``, ``bfloat16``.
+        precision: declared precision of the arithmetic: ``float64``, ``float32``, ``float16``, ``bfloat16``, ``int8``, ``fp8``.
         device: ``cpu`` or ``cuda``.
         threads: intra-operator threads on the CPU, None on a GPU.
         load_ms: time that ``__enter__`` took to load the artefact.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from exporter.artifacts import OnnxModel, TensorSpec
+from exporter.artifacts import EIGHT_BIT, OnnxModel, TensorSpec
 from exporter.errors import InternalError, ModelNotSupported
 from exporter.runners.base import Array, Feed, PreparedCall
 from exporter.runners.execution_providers import CPU, check_provider, device_of, did_not_start, nodes_by_provider, require_nodes, with_options
@@ -27,7 +27,8 @@ class OnnxruntimeRunner:
             stands behind every other one for the operators it lacks, as the runtime demands, and CUDA behind TensorRT; ``settings`` say how many
             nodes each of them took. A provider that is asked for and not active is an error.
         threads: intra-operator threads; between operators there is one.
-        optimize: at the full level (``ORT_ENABLE_ALL``), else operator after operator as the file has them (``ORT_DISABLE_ALL``).
+        optimize: at the full level (``ORT_ENABLE_ALL``), else operator after operator as the file has them (``ORT_DISABLE_ALL``). A model in fp8 is
+            never optimized: ONNX Runtime (1.23 to 1.31) makes operators of it that it does not load, or that compute something else.
     """
 
     def __init__(self, model: OnnxModel, *, name: str = "onnx", provider: str = CPU, threads: int = 1, optimize: bool = True) -> None:
@@ -37,7 +38,7 @@ class OnnxruntimeRunner:
         self.device = device_of(provider)
         self.threads: int | None = threads if self.device == "cpu" else None
         self.load_ms = 0.0
-        self._level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
+        self._level = "ORT_ENABLE_ALL" if optimize and self.precision != "fp8" else "ORT_DISABLE_ALL"
         self.settings = {"provider": provider, "optimization": self._level, "threads": f"{threads} intra, 1 inter"}
         self._model = model
         self._num_threads = threads
@@ -184,10 +185,12 @@ class _BoundCall:
 
 
 def _precision(model: OnnxModel) -> str:
-    """Return what the file's metadata declares (``exporter.precision``), else the lowest floating dtype of its interface."""
+    """Return what the file's metadata declares (``exporter.precision``), or its pairs in 8 bits, else the lowest floating dtype of its interface."""
     declared = model.metadata.get("exporter.precision", "")
     if declared in {"float64", "float32", "float16", "bfloat16"}:
         return declared
+    if model.precision in EIGHT_BIT:
+        return model.precision
     found = {spec.dtype for spec in (*model.inputs, *model.outputs)}
     return next((name for name in ("bfloat16", "float16", "float32", "float64") if name in found), "float32")
 

@@ -23,7 +23,7 @@ from exporter.trt_worker import Worker, loading_arguments, pack_arrays, unpack_a
 
 __all__ = ["TensorrtRunner"]
 
-_PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "fp8": "fp8"}
 _CALL_LIMIT_S = 600.0
 _ENGINE_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
 

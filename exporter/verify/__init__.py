@@ -6,6 +6,7 @@ Parity of every candidate with the float64 reference (``compare``), latency as a
 
 from __future__ import annotations
 
+from exporter.verify.calibrating import CalibratedRange, calibrate
 from exporter.verify.divergence import localise, localise_onnx
 from exporter.verify.equivalence import measure_departure
 from exporter.verify.error_numbers import HISTOGRAM_EDGES
@@ -23,12 +24,14 @@ __all__ = [
     "DEFAULTS",
     "FLOAT16_LARGEST",
     "HISTOGRAM_EDGES",
+    "CalibratedRange",
     "CandidateOutputs",
     "NamedFeed",
     "OwnError",
     "Reference",
     "TensorRange",
     "Tolerance",
+    "calibrate",
     "collect_outputs",
     "compare",
     "digest_of_feeds",

@@ -27,6 +27,8 @@ FLOOR = 1e-6
 """Of float64 runs: the folded weights were rounded once to float32."""
 FLOOR_ONNX = 1e-5
 """Of float32 runs."""
+_FLOORS_ONNX = {"int8": 3e-2, "fp8": 1.5e-1}
+"""Of models in 8 bits: what one of their layers is off by."""
 _CHANNEL_SHARE = 0.9
 _MAX_CHANNELS = 4
 _NOT_FINITE = 1e100
@@ -72,13 +74,14 @@ def localise_onnx(graph: Graph, model: OnnxModel, feeds: tuple[NamedFeed, ...]) 
     from exporter.verify.layers_onnx import observe_onnx
     from exporter.verify.layers_torch import observe_program
 
+    floor = _FLOORS_ONNX.get(model.precision, FLOOR_ONNX)
     for named in feeds:
         feed = _head(named)
         reference = _by_key(observe_program(graph.unfused, graph.inputs, feed))
-        found = first_departure(reference, observe_onnx(model, feed), _folds(graph), _changed(graph), floor=FLOOR_ONNX)
+        found = first_departure(reference, observe_onnx(model, feed), _folds(graph), _changed(graph), floor=floor)
         if found is not None:
             return _describe(found, named, graph)
-    return f"no layer departs by more than {FLOOR_ONNX:.0e} when the operators run one by one: the error arises in an operator that the runtime fused"
+    return f"no layer departs by more than {floor:.0e} when the operators run one by one: the error arises in an operator that the runtime fused"
 
 
 def first_departure(

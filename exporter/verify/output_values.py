@@ -12,6 +12,7 @@ from exporter.runners.base import Array
 __all__ = ["is_exact", "is_floating", "structure_mismatch", "values_by_sample"]
 
 _SIGNIFICANT_BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8, "float8_e4m3fn": 4, "float8_e5m2": 3}
+_DECLARED_BITS = {**_SIGNIFICANT_BITS, "int8": 8, "fp8": 4}
 
 
 def structure_mismatch(references: Sequence[Array], candidates: Sequence[Array], precision: str) -> str:
@@ -27,7 +28,7 @@ def structure_mismatch(references: Sequence[Array], candidates: Sequence[Array],
         if is_floating(reference):
             if not is_floating(candidate):
                 return f"dtype {name}, expected {precision}"
-            if _SIGNIFICANT_BITS.get(name, 0) < _SIGNIFICANT_BITS[precision]:
+            if _SIGNIFICANT_BITS.get(name, 0) < _DECLARED_BITS[precision]:
                 return f"dtype {name}, which holds fewer digits than the declared {precision}"
         elif candidate.dtype != reference.dtype and not (reference.dtype.kind == candidate.dtype.kind == "c"):
             return f"dtype {name}, expected {reference.dtype.name}"

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from exporter.artifacts import Outcome, OutputParity, ParityEvidence, Verdict
+from exporter.artifacts import EIGHT_BIT, Outcome, OutputParity, ParityEvidence, Verdict
 from exporter.config import ParityConfig
 from exporter.errors import InternalError, ModelNotSupported
 from exporter.runners.base import Array, Repetition, Runner
@@ -58,6 +58,11 @@ def compare(
     if samples_required and "recorded" not in kinds:
         reason = 'samples are required and none are configured: [samples] path = "samples.npz"'
         return Verdict("parity", candidate.name, Outcome.NOT_RUN, reason)
+    if candidate.precision in EIGHT_BIT:
+        if "recorded" not in kinds:
+            reason = 'ranges in 8 bits hold for recorded samples, and none are configured: [samples] path = "samples.npz"'
+            return Verdict("parity", candidate.name, Outcome.NOT_RUN, reason)
+        reference = _recorded_only(reference)
     own_candidate = outputs if outputs is not None else collect_outputs(candidate, reference.feeds)
     judged = _judge_feeds(reference, own_error, own_candidate, config)
     shown = {output: _shown(judged[output]) for output in judged}
@@ -92,6 +97,14 @@ def compare(
     outcome = Outcome.FAIL if failed else Outcome.PASS
     reason = _unwritten(repetition) or _reason(shown, evidence)
     return Verdict("parity", candidate.name, outcome, reason, evidence=evidence, seconds=time.perf_counter() - start)
+
+
+def _recorded_only(reference: Reference) -> Reference:
+    """Return the reference on the recorded samples: what is beyond the ranges of the calibration is cut off, on purpose."""
+    feeds = tuple(named for named in reference.feeds if named.kind == "recorded")
+    left = ", ".join(named.name for named in reference.feeds if named.kind != "recorded")
+    remarks = [f"beyond the ranges that the samples gave, not judged: {left}"] if left else []
+    return dataclasses.replace(reference, feeds=feeds, remarks=(*reference.remarks, *remarks))
 
 
 def _judge_feeds(

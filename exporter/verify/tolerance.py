@@ -34,6 +34,8 @@ DEFAULTS: dict[str, Tolerance] = {
     "float32": Tolerance(atol=1e-5, rtol=1e-5, factor=4.0, floor=1e-6),
     "float16": Tolerance(atol=1e-2, rtol=1e-2, factor=3.0, floor=1e-3),
     "bfloat16": Tolerance(atol=8e-2, rtol=8e-2, factor=3.0, floor=8e-3),
+    "int8": Tolerance(atol=5e-2, rtol=5e-2, factor=5.0, floor=5e-3),
+    "fp8": Tolerance(atol=1e-1, rtol=1e-1, factor=2.5, floor=1e-2),
 }
 
 

@@ -10,8 +10,8 @@ trials.py      the same model with other islands, for a search
 
 from __future__ import annotations
 
-from exporter.onnx_export.precision.halving import FIRST_BFLOAT16, halve_
+from exporter.onnx_export.precision.halving import FIRST_BFLOAT16, check_patterns, halve_
 from exporter.onnx_export.precision.kinds import require_float32
 from exporter.onnx_export.precision.shares import precision_shares, shares_text, stored_in_half
 
-__all__ = ["FIRST_BFLOAT16", "halve_", "precision_shares", "require_float32", "shares_text", "stored_in_half"]
+__all__ = ["FIRST_BFLOAT16", "check_patterns", "halve_", "precision_shares", "require_float32", "shares_text", "stored_in_half"]

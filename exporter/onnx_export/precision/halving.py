@@ -17,7 +17,7 @@ from onnx_ir.passes import common
 from exporter.errors import ExportError
 from exporter.onnx_export.precision.islands import changeable_inputs, find_islands, floats_of, is_float
 
-__all__ = ["FIRST_BFLOAT16", "halve_"]
+__all__ = ["FIRST_BFLOAT16", "check_patterns", "halve_"]
 
 _DTYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 FIRST_BFLOAT16 = 22
@@ -46,14 +46,19 @@ def halve_(model: ir.Model, precision: str, patterns: Sequence[str] = (), kept: 
         raise ExportError("E455", "convolutions and most operators take bfloat16 only from opset 22 on", facts=facts, help="[onnx] opset = 22")
     common.ShapeInferencePass()(model)  # values from within torch's own functions come without their dtypes
     islands = find_islands(model, precision, patterns, kept)
-    _check_patterns(model, patterns)
+    check_patterns(model, patterns)
     _draw_in_movers(model, islands)
     work = _Halving(model, _DTYPES[precision], opset, islands)
     work.run()
     return {node.name or "": reason for node, reason in islands.items()}
 
 
-def _check_patterns(model: ir.Model, patterns: Sequence[str]) -> None:
+def check_patterns(model: ir.Model, patterns: Sequence[str]) -> None:
+    """Raise unless each pattern matches the name of a module or of a node.
+
+    Raises:
+        ExportError: one matches nothing (E456).
+    """
     import difflib
     import fnmatch
 

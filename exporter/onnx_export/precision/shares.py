@@ -10,16 +10,32 @@ import onnx_ir as ir
 __all__ = ["precision_shares", "shares_text", "stored_in_half"]
 
 _FLOATING = {ir.DataType.DOUBLE: "float64", ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+_EIGHT_BIT = {ir.DataType.INT8: "int8", ir.DataType.FLOAT8E4M3FN: "fp8"}
+_CONVERSIONS = {"Cast", "DequantizeLinear", "QuantizeLinear"}
 
 
 def precision_shares(model: ir.Model) -> dict[str, float]:
-    """Return precision -> share of the operators with a floating output, casts apart; the shares add up to 1."""
+    """Return precision -> share of the operators with a floating output; the shares add up to 1.
+
+    Casts and pairs of QuantizeLinear and DequantizeLinear do not count; what reads two such pairs computes in 8 bits.
+    """
     kinds = [
-        _FLOATING[node.outputs[0].dtype]
+        _eight_bit(node) or _FLOATING[node.outputs[0].dtype]
         for node in model.graph.all_nodes()
-        if node.op_type != "Cast" and node.outputs and node.outputs[0].dtype in _FLOATING
+        if node.op_type not in _CONVERSIONS and node.outputs and node.outputs[0].dtype in _FLOATING
     ]
     return {kind: count / len(kinds) for kind, count in sorted(Counter(kinds).items())}
+
+
+def _eight_bit(node: ir.Node) -> str:
+    """Return the precision of the pairs that a node's first two inputs come from, empty where they come from elsewhere."""
+    producers = [value.producer() if value is not None else None for value in node.inputs[:2]]
+    kinds = {
+        _EIGHT_BIT.get(producer.inputs[0].dtype, "")
+        for producer in producers
+        if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None and producer.inputs[0].dtype is not None
+    }
+    return kinds.pop() if len(producers) > 1 and all(p is not None and p.op_type == "DequantizeLinear" for p in producers) and len(kinds) == 1 else ""
 
 
 def shares_text(shares: Mapping[str, float]) -> str:

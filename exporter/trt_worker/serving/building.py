@@ -23,7 +23,7 @@ from exporter.trt_worker.serving.loop import Call
 from exporter.trt_worker.serving.tactics import begin_tactics, check_tactics, read_tactics
 from exporter.trt_worker.serving.tensorrt_module import Messages, construct, make_logger
 from exporter.trt_worker.serving.timing import begin_timing, end_timing
-from exporter.trt_worker.serving.wishes import set_wishes
+from exporter.trt_worker.serving.wishes import allow_precision, set_wishes
 
 __all__ = ["BuildRequest", "Built", "build", "check_precision", "describe_parser_errors", "describe_tensors"]
 
@@ -31,6 +31,7 @@ _OLDEST_OPSET_NEWS = "TensorRT 8 knows fewer operators and needs more constants 
 _SHOWN_PARSER_ERRORS = 5
 _LOWER = {"fp16", "bf16", "fp8", "fp4", "int8", "int4"}
 """Than float32."""
+_HALVES, _EIGHT_BIT = {"fp16", "bf16"}, {"int8", "fp8"}
 _TACTIC_LIBRARIES = {  # before TensorRT 10
     "CUBLAS": ("libcublas.so.12", "libcublas.so.11"),
     "CUBLAS_LT": ("libcublasLt.so.12", "libcublasLt.so.11"),
@@ -43,7 +44,7 @@ class BuildRequest:
     """What to build.
 
     Attributes:
-        precision: of the ONNX model: ``fp32``, ``fp16`` or ``bf16``.
+        precision: of the ONNX model: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``.
         profiles: per profile, input name -> (min, opt, max) shape.
         strict_nans: NaN and infinity are not optimised away.
         batch_invariant: a row's result does not depend on the batch that it is in.
@@ -184,8 +185,8 @@ def _configure(trt: Any, config: Any, request: BuildRequest, messages: Messages)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
     set_wishes(trt, config, request)
-    if has(trt, "precision flags") and request.precision == "fp16":  # without it the builder refuses float16, or computes it in float32
-        config.set_flag(trt.BuilderFlag.FP16)
+    if has(trt, "precision flags"):
+        allow_precision(trt, config, request.precision)
     if not has(trt, "tactic libraries"):
         return []
     sources = int(config.get_tactic_sources())
@@ -284,7 +285,8 @@ def describe_tensors(trt: Any, engine: Any) -> list[dict[str, Any]]:  # noqa: AN
 
 def check_precision(shares: dict[str, float], asked: str) -> None:
     """Refuse layers in a lower precision than was asked for, and an engine without a layer in that precision (E507)."""
-    lower = {name: share for name, share in shares.items() if name in _LOWER and name != asked}
+    allowed = {asked} | (_HALVES if asked in _EIGHT_BIT else set())  # what is not in 8 bits may be in half precision, by a file from elsewhere
+    lower = {name: share for name, share in shares.items() if name in _LOWER and name not in allowed}
     is_missing = bool(shares) and asked not in shares
     if lower or is_missing:
         found = ", ".join(f"{name} {share:.1%}" for name, share in (lower or shares).items())

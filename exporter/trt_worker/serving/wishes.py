@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from exporter.errors import EngineBuildError
 from exporter.trt_worker.serving.features import FEATURES, has
 
-__all__ = ["Wishes", "require", "set_wishes"]
+__all__ = ["Wishes", "allow_precision", "require", "set_wishes"]
 
 
 class Wishes(Protocol):
@@ -80,9 +80,23 @@ def set_wishes(trt: Any, config: Any, request: Wishes) -> None:  # noqa: ANN401 
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
 
 
-def require(trt: Any, feature: str, setting: str) -> None:  # noqa: ANN401 - a module without types
+def require(trt: Any, feature: str, setting: str, *, section: str = "tensorrt") -> None:  # noqa: ANN401 - a module without types
     """Refuse a release that does not have ``feature``, by the name of the setting that asks for it (E546)."""
     if not has(trt, feature):
         first = ".".join(map(str, FEATURES[feature][0]))
-        facts = {"setting": f"[tensorrt] {setting}", "found": f"TensorRT {trt.__version__}", "expected": f"TensorRT {first} or newer"}
+        facts = {"setting": f"[{section}] {setting}", "found": f"TensorRT {trt.__version__}", "expected": f"TensorRT {first} or newer"}
         raise EngineBuildError("E546", "this TensorRT does not have what a setting asks for", facts=facts, help="leave the setting out, or update")
+
+
+def allow_precision(trt: Any, config: Any, precision: str) -> None:  # noqa: ANN401 - TensorRT has no types
+    """Let a builder without strong types use the precision of the graph: without the flag it refuses it, or computes in float32.
+
+    Raises:
+        EngineBuildError: this release has no fp8 (E546).
+    """
+    if precision == "fp8":
+        require(trt, "strongly typed", "precision", section="onnx")
+    elif precision == "fp16":
+        config.set_flag(trt.BuilderFlag.FP16)
+    elif precision == "int8":
+        config.set_flag(trt.BuilderFlag.INT8)
