@@ -81,7 +81,7 @@ def export_onnx(
         ArtifactError: the file could not be written (E711).
     """
     _refuse_training(graph)
-    _refuse_opset(config)
+    _refuse_8_bits(config, is_measured=calibrate is not None)
     if config.opset < OLDEST_OPSET:
         return _export_lowered(graph, path, config, key=key, check=check_lowered, check_range=check_range, calibrate=calibrate)
     model = _exported(graph, config)
@@ -91,7 +91,7 @@ def export_onnx(
     tidy_(model, inputs=[spec.name for spec in graph.inputs], outputs=[spec.name for spec in graph.outputs])
     islands: dict[str, str] = {}
     in_range: Mapping[str, str] = {}
-    if config.precision in EIGHT_BIT:
+    if config.precision in EIGHT_BIT and calibrate is not None:
         islands, in_range = _quantise_(model, path, config, calibrate)
     elif config.precision != "float32":
         wide = None
@@ -112,18 +112,18 @@ def export_onnx(
     return write_onnx(model, path, provenance, key=key)
 
 
-def _refuse_opset(config: OnnxConfig) -> None:
+def _refuse_8_bits(config: OnnxConfig, *, is_measured: bool) -> None:
     first = FIRST_OPSET.get(config.precision, 0)
     if config.opset < first:
         facts = {"found": f"opset {config.opset}", "expected": f"{first} or newer"}
         raise ExportError("E483", f"the opset has no pairs of QuantizeLinear and DequantizeLinear in {config.precision}", facts=facts)
-
-
-def _quantise_(model: onnx_ir.Model, path: Path, config: OnnxConfig, calibrate: Calibrate | None) -> tuple[dict[str, str], Mapping[str, str]]:
-    """Bring the model into 8 bits; return node -> why it stays in float32, and facts for the lineage."""
-    if calibrate is None:
+    if config.precision in EIGHT_BIT and not is_measured:
         help_text = "export_onnx(..., calibrate=exporter.calibration.calibration_of(config, samples))"
         raise ExportError("E484", "8 bits need ranges, and nothing was given to measure them", facts={"precision": config.precision}, help=help_text)
+
+
+def _quantise_(model: onnx_ir.Model, path: Path, config: OnnxConfig, calibrate: Calibrate) -> tuple[dict[str, str], Mapping[str, str]]:
+    """Bring the model into 8 bits; return node -> why it stays in float32, and facts for the lineage."""
     if weight_bytes(model) > INLINE_LIMIT_BYTES:
         raise ExportError(
             "E485", "the model is too large to be calibrated", facts={"found": "over 2 GiB of weights"}, help='[onnx] precision = "float16"'

@@ -366,7 +366,7 @@ class Inspector:
         assert format == self.world.trt.LayerInformationFormat.JSON
         kind = self.world.scenario.get("layer_dtype", "FP32")
         if int(self.world.trt.__version__.split(".")[0]) >= 11:
-            tensor = {"Name": "t", "Format": "Row major linear", "Datatype": {"FP32": "Float", "FP16": "Half"}[kind]}
+            tensor = {"Name": "t", "Format": "Row major linear", "Datatype": {"FP32": "Float", "FP16": "Half", "INT8": "Int8", "FP8": "FP8"}[kind]}
             layers = [{"Name": "conv", "LayerType": "Conv", "Outputs": [tensor]}, {"Name": "head", "LayerType": "Gemm", "Outputs": [tensor]}]
             return json.dumps({"Layers": layers, "I/O Tensors": [{"Name": "image", "IOMode": "Input"}, {"Name": "logits", "IOMode": "Output"}]})
         tensor = {"Name": "t", "Location": "Device", "Dimensions": [1], "Format/Datatype": f"Row major linear {kind}"}

@@ -6,6 +6,7 @@ show is in ``tests/gpu``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 
@@ -14,6 +15,7 @@ import pytest
 
 from exporter.errors import ArtifactError, EngineBuildError, ModelNotSupported, NoGpu, SampleError
 from exporter.trt_worker import pack_arrays, unpack_arrays
+from exporter.trt_worker.serving.building import check_precision
 
 PROFILES = [{"image": [[1, 1, 8, 8], [32, 1, 8, 8], [32, 1, 8, 8]]}, {"image": [[64, 1, 8, 8], [64, 1, 8, 8], [128, 1, 8, 8]]}]
 
@@ -154,14 +156,47 @@ def test_a_wish_is_fulfilled_or_refused(release, start, request_arguments, wish,
     assert caught.value.facts["expected"] == f"TensorRT {first[0]}.{first[1]} or newer"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_precision_is_asked_for_and_read_back(release, start, request_arguments, precision):
-    """Before TensorRT 10 float16 is a flag of the builder, from then on it is in the network alone; the layers have to have it either way."""
+    """Before TensorRT 10 float16 and int8 are flags of the builder, from then on they are in the network alone; the layers have to have them either way."""
     with start(layer_dtype=precision.upper()) as worker:
         facts = worker.request("build", {**request_arguments, "precision": precision}, limit_s=60).value
         flags = worker.request("record", limit_s=60).value["flags"]
     assert facts["precision_shares"] == {precision: 1.0}
-    assert flags.get("BuilderFlag.FP16") == (True if precision == "fp16" and major(release) < 10 else None)
+    for flag in ("FP16", "INT8"):
+        assert flags.get(f"BuilderFlag.{flag}") == (True if precision == flag.lower() and major(release) < 10 else None)
+
+
+def test_fp8_is_in_the_network_from_tensorrt_10_on(release, start, request_arguments):
+    """Releases before have a dtype of that name and no layer for it: they are refused by name."""
+    request = {**request_arguments, "precision": "fp8"}
+    with start(layer_dtype="FP8") as worker:
+        if major(release) >= 10:
+            assert worker.request("build", request, limit_s=60).value["precision_shares"] == {"fp8": 1.0}
+            return
+        with pytest.raises(EngineBuildError, match="does not have") as caught:
+            worker.request("build", request, limit_s=60)
+    assert (caught.value.code, caught.value.facts["setting"]) == ("E546", "[onnx] precision")
+    assert caught.value.facts["expected"] == "TensorRT 10.0 or newer"
+
+
+@pytest.mark.parametrize(
+    ("asked", "layers", "is_refused"),
+    [
+        ("int8", {"int8": 0.4, "fp32": 0.6}, False),
+        ("int8", {"int8": 0.4, "fp16": 0.6}, False),
+        ("fp8", {"fp8": 0.4, "bf16": 0.6}, False),
+        ("int8", {"fp32": 1.0}, True),
+        ("fp8", {"fp16": 1.0}, True),
+        ("fp8", {"fp8": 0.5, "int8": 0.5}, True),
+        ("fp16", {"fp16": 0.5, "int8": 0.5}, True),
+    ],
+)
+def test_an_engine_in_8_bits_has_layers_in_them(asked, layers, is_refused):
+    """Besides them it may have layers in half precision, by a file from elsewhere, and in no other 8 bits; without them it is refused."""
+    refusal = pytest.raises(EngineBuildError, match="does not have the precision") if is_refused else contextlib.nullcontext()
+    with refusal:
+        check_precision(layers, asked)
 
 
 def test_an_engine_without_the_precision_that_was_asked_for_is_refused(release, start, request_arguments):

@@ -21,6 +21,7 @@ USED_ONLY_WITH = {
     "trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED": "strongly typed",
     "trt.BuilderFlag.FP16": "precision flags",
     "trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS": "precision flags",
+    "trt.BuilderFlag.INT8": "precision flags",
     "trt.IProgressMonitor": "progress monitor",
     "trt.IProgressMonitor.__init__": "progress monitor",
     "trt.OnnxParserRefitter": "parser refitter",

@@ -59,6 +59,17 @@ def test_only_weights_may_differ(make_network, change):
     assert structure_digest(make_network(**change)) != digest
 
 
+def test_scales_of_8_bits_are_no_weights(make_model):
+    """An engine has them built in: other ranges are another network, another weight behind the same scale is not."""
+    import onnx.parser
+
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float[batch,4] image) => (float[batch,4] logits)
+    <float s = {%s}, float[4] w = {%s, 1, 1, 1}, int8 z = {0}>
+    { q = QuantizeLinear(image, s, z) d = DequantizeLinear(q, s, z) logits = Mul(d, w) }"""
+    digests = [structure_digest(make_model(onnx.parser.parse_model(text % numbers).SerializeToString())) for numbers in ((0.5, 2), (0.5, 3), (0.25, 2))]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_refit(make_network, make_plan, config, tmp_path):
     """The new plan has the new weights, the old settings and profiles, and says what both were made from."""
     old = make_plan(make_network(weight=1.0))

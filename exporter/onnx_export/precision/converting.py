@@ -75,13 +75,17 @@ def halve_onnx(
     Raises:
         ArtifactError: the file is in half precision already (E462) or quantised (E463), its external data cannot be read (E422, E423,
             E471), or a file could not be written (E711).
-        ExportError: 8 bits are asked for (E488), the opset is too old (E464), the dtype of a value is not known (E465), nothing would be in half precision (E466),
-            or the file cannot be raised to opset 22 (E467); a pattern matches nothing (E456); values are beyond float16 (E461);
-            the result does not pass ONNX's checks (E403). Nothing was written.
+        ExportError: 8 bits are asked for (E488), the opset is too old (E464), the dtype of a value is not known (E465), nothing would be in half
+            precision (E466), or the file cannot be raised to opset 22 (E467); a pattern matches nothing (E456); values are beyond
+            float16 (E461); the result does not pass ONNX's checks (E403). Nothing was written.
     """
     require_float32(given.model, given.message, config.precision)
     if config.precision in EIGHT_BIT:
-        wanted = {"file": given.model.path, "found": "a float32 file from elsewhere", "expected": f"a file in {config.precision}, or float16 or bfloat16"}
+        wanted = {
+            "file": given.model.path,
+            "found": "a float32 file from elsewhere",
+            "expected": f"a file in {config.precision}, or float16 or bfloat16",
+        }
         help_text = "quantise it where it comes from: files with QuantizeLinear and DequantizeLinear are taken as they are, without --precision"
         raise ExportError("E488", "a file from elsewhere is not brought into 8 bits", facts=wanted, help=help_text)
     if given.model.opset < OLDEST_OPSET:
