@@ -158,7 +158,7 @@ def test_a_wish_is_fulfilled_or_refused(release, start, request_arguments, wish,
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_precision_is_asked_for_and_read_back(release, start, request_arguments, precision):
-    """Before TensorRT 10 float16 and int8 are flags of the builder, from then on they are in the network alone; the layers have to have them either way."""
+    """Before TensorRT 10 float16 and int8 are flags of the builder, from then on they are in the network; the layers have to have them either way."""
     with start(layer_dtype=precision.upper()) as worker:
         facts = worker.request("build", {**request_arguments, "precision": precision}, limit_s=60).value
         flags = worker.request("record", limit_s=60).value["flags"]

@@ -66,7 +66,9 @@ def test_scales_of_8_bits_are_no_weights(make_model):
     text = """<ir_version: 10, opset_import: ["": 20]> g (float[batch,4] image) => (float[batch,4] logits)
     <float s = {%s}, float[4] w = {%s, 1, 1, 1}, int8 z = {0}>
     { q = QuantizeLinear(image, s, z) d = DequantizeLinear(q, s, z) logits = Mul(d, w) }"""
-    digests = [structure_digest(make_model(onnx.parser.parse_model(text % numbers).SerializeToString())) for numbers in ((0.5, 2), (0.5, 3), (0.25, 2))]
+    digests = [
+        structure_digest(make_model(onnx.parser.parse_model(text % numbers).SerializeToString())) for numbers in ((0.5, 2), (0.5, 3), (0.25, 2))
+    ]
     assert digests[0] == digests[1] != digests[2]
 
 

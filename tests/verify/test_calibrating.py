@@ -11,7 +11,9 @@ from exporter.onnx_export import open_onnx
 from exporter.verify import calibrate
 from exporter.verify.thresholds import BINS, clipped_share, threshold_of
 
-TWICE = '<ir_version: 9, opset_import: ["": 20]> g (float[{batch},4] x) => (float[{batch},4] y) <float two = {{2.0}}> {{ d = Mul(x, two) y = Neg(d) }}'
+TWICE = (
+    '<ir_version: 9, opset_import: ["": 20]> g (float[{batch},4] x) => (float[{batch},4] y) <float two = {{2.0}}> {{ d = Mul(x, two) y = Neg(d) }}'
+)
 
 
 def histogram(values: np.ndarray) -> tuple[np.ndarray, float]:

@@ -233,4 +233,4 @@ def test_tolerances_come_from_the_output_then_the_section_then_the_precision():
 def test_unknown_precision_is_our_mistake():
     """A precision without a tolerance cannot be judged."""
     with pytest.raises(InternalError, match="no tolerance"):
-        tolerance_for("y", "int8", ParityConfig())
+        tolerance_for("y", "int4", ParityConfig())

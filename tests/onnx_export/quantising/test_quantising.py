@@ -134,7 +134,11 @@ def test_a_value_has_one_pair_for_all_its_readers_and_the_others_read_it_as_it_i
     assert readers["Conv_1"][0] == readers["ConvTranspose_3"][0] == "features/int8/float32"
     assert readers["ConvTranspose_4"][0] == readers["Conv_2"][0] == "features"
     assert readers["Conv_0"][2] == "b"
-    assert [(value.name, value.type.tensor_type.elem_type) for value in (*proto.graph.input, *proto.graph.output)] == [("x", 1), ("y", 1), ("features", 1)]
+    assert [(value.name, value.type.tensor_type.elem_type) for value in (*proto.graph.input, *proto.graph.output)] == [
+        ("x", 1),
+        ("y", 1),
+        ("features", 1),
+    ]
 
 
 def test_what_stays_says_why():
