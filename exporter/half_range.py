@@ -58,15 +58,23 @@ def _check(config: Config, samples: Samples | None, feeds: tuple[NamedFeed, ...]
     }
 
 
-def beyond_float16(config: Config, samples: Samples | None, model: OnnxModel) -> tuple[TensorRange, ...]:
-    """Return every tensor of the float32 model that float16 does not hold, whether it is to be stored in it or not."""
-    return tuple(_beyond(_measured(config, model, _feeds(config, samples, model))))
+def beyond_float16(config: Config, samples: Samples | None, model: OnnxModel, *, edge: bool = False) -> tuple[TensorRange, ...]:
+    """Return every tensor of the float32 model that float16 does not hold, whether it is to be stored in it or not.
+
+    Args:
+        config: sections samples, parity and latency.
+        samples: recorded ones.
+        model: with the dtypes of all values.
+        edge: look at edge samples too, which the check before an export does not.
+    """
+    return tuple(_beyond(_measured(config, model, _feeds(config, samples, model, edge=edge))))
 
 
-def _feeds(config: Config, samples: Samples | None, model: OnnxModel) -> tuple[NamedFeed, ...]:
+def _feeds(config: Config, samples: Samples | None, model: OnnxModel, *, edge: bool = False) -> tuple[NamedFeed, ...]:
     from exporter.verify import make_feeds
 
-    return make_feeds(samples, model.inputs, config.samples.replace(edge=False, required=False), config.parity)
+    settings = config.samples.replace(edge=edge and config.samples.edge, required=False)
+    return make_feeds(samples, model.inputs, settings, config.parity)
 
 
 def _measured(config: Config, model: OnnxModel, feeds: tuple[NamedFeed, ...]) -> tuple[TensorRange, ...]:

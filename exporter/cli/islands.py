@@ -20,6 +20,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _FIND = "Search for the nodes that have to stay in float32, so that {of} in half precision passes parity; print them as configuration."
 _BUILDS = "With --find-islands: most candidates that are made and judged; default: 60."
+_SHOWN = 12
+"""Nodes that are listed though nothing is known of them alone."""
 
 
 def islands_options(of: str) -> Callable[[Command], Command]:
@@ -63,9 +65,12 @@ def _lines(found: FoundIslands) -> list[str]:
             else f"it fails with {share} kept in float32"
         )
     lines = [f"islands {mark} {found.outcome.value} {found.candidate}: {said}   {found.num_builds} build{'' if found.num_builds == 1 else 's'}"]
-    for island in found.islands:
+    shown = [island for index, island in enumerate(found.islands) if island.why or index < _SHOWN]
+    for island in shown:
         why = f"   without it: {island.why.partition(';')[0]}" if island.why else ""
         lines.append(f"        {island.node} ({island.op}{f' of {island.module}' if island.module else ''}){why}")
+    if len(found.islands) > len(shown):
+        lines.append(f"        and {len(found.islands) - len(shown)} more")
     lines += [f"        seen: {text}" for text in found.verified]
     lines += [f"        not seen: {text}" for text in found.not_verified]
     return lines

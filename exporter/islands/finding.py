@@ -109,7 +109,7 @@ def find_islands(workspace: Workspace, *, engine: bool = False, builds: int = BU
         wide = config.onnx.replace(precision="float32", float32=(), opset=max(config.onnx.opset, _OLDEST_OPSET))
         trials = Trials(_beside(workspace, wide, folder / "float32").onnx, config.onnx.precision, config.onnx.float32)
         work = _Work(workspace, judge, maker, trials, folder, builds)
-        found = smallest_set([node.name for node in trials.nodes], work.fails, start=work.certain)
+        found = smallest_set([node.name for node in trials.nodes], work.fails, start=work.start)
         if found.items is None:
             raise _hopeless(found, config.onnx.precision)
         if found.items and not trials.without(frozenset(found.items)):
@@ -150,12 +150,14 @@ class _Work:
         self._workspace, self._judge, self._maker, self._trials = workspace, judge, maker, trials
         self._folder, self._builds, self.num_builds = folder, builds, 0
         self._beyond: dict[str, str] = {}
+        self.start: tuple[str, ...] = ()
+        """Nodes that make or read a value beyond float16, on samples or on edge samples alone."""
         if workspace.config.onnx.precision == "float16":
             typed = trials.typed(folder / "typed.onnx")
             ranges = () if typed is None else beyond_float16(workspace.config, workspace.samples, typed)
             self._beyond = {found.tensor: f"{found.tensor} ({found.op}) reaches {found.largest:.3g}, beyond float16" for found in ranges}
-        self.certain = trials.touching(self._beyond)
-        """Nodes that make or read a value beyond float16."""
+            edges = () if typed is None else beyond_float16(workspace.config, workspace.samples, typed, edge=True)
+            self.start = trials.touching(found.tensor for found in edges)
 
     def fails(self, kept: frozenset[str]) -> str:
         """Return how parity fails with these nodes in float32."""
