@@ -37,7 +37,7 @@ __all__ = ["command"]
     "--refit", "refitted", metavar="PLAN", type=click.Path(path_type=Path), help="Give PLAN the weights of a checkpoint, then check its parity."
 )
 @click.option("--python", metavar="PATH", help="Interpreter of the worker: one with numpy and tensorrt.")
-@islands_options("the engine")
+@islands_options("the engine", default=60)
 @output_option("ONNX's stem + .plan, beside the other artefacts")
 @config_option
 @screen_options

@@ -15,7 +15,7 @@ __all__ = ["command"]
 
 @click.command("check")
 @click.argument("artefacts", nargs=-1, metavar="[ARTEFACT]...", type=click.Path(path_type=Path))
-@islands_options("the ONNX model")
+@islands_options("the ONNX model", default=200)
 @config_option
 @screen_options
 @click.pass_obj

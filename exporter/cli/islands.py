@@ -19,16 +19,16 @@ __all__ = ["find_and_show", "islands_options"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _FIND = "Search for the nodes that have to stay in float32, so that {of} in half precision passes parity; print them as configuration."
-_BUILDS = "With --find-islands: most candidates that are made and judged; default: 60."
+_BUILDS = "With --find-islands: most candidates that are made and judged; default: {default}."
 _SHOWN = 12
 """Nodes that are listed though nothing is known of them alone."""
 
 
-def islands_options(of: str) -> Callable[[Command], Command]:
-    """Add ``--find-islands`` and ``--builds``; ``of`` says whose islands they are."""
+def islands_options(of: str, *, default: int) -> Callable[[Command], Command]:
+    """Add ``--find-islands`` and ``--builds``; ``of`` says whose islands they are, ``default`` how many builds."""
 
     def add(command: Command) -> Command:
-        command = click.option("--builds", type=click.IntRange(min=2), help=_BUILDS)(command)
+        command = click.option("--builds", type=click.IntRange(min=2), help=_BUILDS.format(default=default))(command)
         return click.option("--find-islands", is_flag=True, help=_FIND.format(of=of))(command)
 
     return add
@@ -38,9 +38,9 @@ def find_and_show(screen: Screen, workspace: Workspace, *, engine: bool, builds:
     """Search, print what was found, and return 0 or 3."""
     from exporter.artifacts import Outcome, to_json
     from exporter.cli.verdicts import EXIT_NOT_PASS, show_verdicts
-    from exporter.islands import BUILDS, find_islands
+    from exporter.islands import find_islands
 
-    found = find_islands(workspace, engine=engine, builds=BUILDS if builds is None else builds)
+    found = find_islands(workspace, engine=engine, builds=builds)
     screen.close()
     screen.show(_lines(found))
     show_verdicts(screen, found.verdicts)

@@ -7,6 +7,6 @@ finding.py     the search over one workspace, and its result as configuration
 
 from __future__ import annotations
 
-from exporter.islands.finding import BUILDS, FoundIslands, Island, find_islands
+from exporter.islands.finding import FoundIslands, Island, find_islands
 
-__all__ = ["BUILDS", "FoundIslands", "Island", "find_islands"]
+__all__ = ["FoundIslands", "Island", "find_islands"]

@@ -62,7 +62,7 @@ class EngineMaker:
 
     def __init__(self, config: Config, folder: Path, workspace: Workspace) -> None:
         level = min(SEARCH_LEVEL, config.tensorrt.optimization_level)
-        quick = config.tensorrt.replace(optimization_level=level, cache_mib=0, stripped=False)
+        quick = config.tensorrt.replace(optimization_level=level, cache_mib=0, stripped=False, reproducible=False)
         self._config = config
         self._builder = Workspace(config.replace(tensorrt=quick), folder=folder, progress=workspace.progress)
 

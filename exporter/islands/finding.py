@@ -27,9 +27,10 @@ from exporter.workspace import Workspace
 if TYPE_CHECKING:
     from exporter.onnx_export import Trials
 
-__all__ = ["BUILDS", "FoundIslands", "Island", "find_islands"]
+__all__ = ["FoundIslands", "Island", "find_islands"]
 
-BUILDS = 60
+BUILDS, ENGINE_BUILDS = 200, 60
+"""Most candidates that are judged, where nothing else is said; an engine takes longer to build than a model to write."""
 _HALVES = ("float16", "bfloat16")
 _OLDEST_OPSET = 18
 """What opset 17 is made from."""
@@ -78,13 +79,13 @@ class FoundIslands:
     verdicts: tuple[Verdict, ...]
 
 
-def find_islands(workspace: Workspace, *, engine: bool = False, builds: int = BUILDS) -> FoundIslands:
+def find_islands(workspace: Workspace, *, engine: bool = False, builds: int | None = None) -> FoundIslands:
     """Return the nodes that have to stay in float32 beside those that do already.
 
     Args:
         workspace: its configuration asks for half precision. Nothing but weights and graph is left in its folder.
         engine: judge TensorRT engines instead of ONNX models.
-        builds: most candidates that are judged while searching, at least 2.
+        builds: most candidates that are judged while searching, at least 2; None means 200, or 60 engines.
 
     Raises:
         ConfigError: the precision is none with islands (E566), or a pattern of ``[onnx] float32`` matches nothing (E456).
@@ -101,6 +102,7 @@ def find_islands(workspace: Workspace, *, engine: bool = False, builds: int = BU
         raise ConfigError("E566", problem, facts=facts, help='[onnx] precision = "float16"')
     if engine:
         workspace.require_engine()
+    builds = builds if builds is not None else ENGINE_BUILDS if engine else BUILDS
     judge = Gates(workspace).judge()
     workspace.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{workspace.stem}.islands-", dir=workspace.folder) as name:
@@ -137,7 +139,7 @@ def find_islands(workspace: Workspace, *, engine: bool = False, builds: int = BU
 
 def _beside(workspace: Workspace, onnx: OnnxConfig, folder: Path) -> Workspace:
     """Return a workspace with the same graph and another ONNX model."""
-    tensorrt = workspace.config.tensorrt.replace(cache_mib=0, stripped=False)
+    tensorrt = workspace.config.tensorrt.replace(cache_mib=0, stripped=False, reproducible=False)
     beside = Workspace(workspace.config.replace(onnx=onnx, tensorrt=tensorrt), folder=folder, progress=workspace.progress)
     beside.weights, beside.graph = workspace.weights, workspace.graph
     return beside

@@ -16,7 +16,16 @@ from exporter.verify.metric import measure_metric
 from exporter.verify.not_run import not_run
 from exporter.verify.parity import compare
 from exporter.verify.ranges import FLOAT16_LARGEST, TensorRange, measure_ranges
-from exporter.verify.reference import CandidateOutputs, OwnError, Reference, collect_outputs, measure_own_error, measure_reference
+from exporter.verify.reference import (
+    CandidateOutputs,
+    OwnError,
+    Reference,
+    collect_outputs,
+    measure_own_error,
+    measure_reference,
+    overflowing_feeds,
+    without_overflow,
+)
 from exporter.verify.reference_cache import load_reference, reference_key, save_reference
 from exporter.verify.tolerance import DEFAULTS, Tolerance
 
@@ -46,7 +55,9 @@ __all__ = [
     "measure_ranges",
     "measure_reference",
     "not_run",
+    "overflowing_feeds",
     "race",
     "reference_key",
     "save_reference",
+    "without_overflow",
 ]

@@ -68,7 +68,12 @@ def compare(
     shown = {output: _shown(judged[output]) for output in judged}
     repetition: Repetition = getattr(candidate, "repetition", None) or Repetition()
     failed = bool(repetition.unwritten) or any(parity.outcome is Outcome.FAIL for _, parity in shown.values())
-    remarks = [*reference.remarks, *([] if "recorded" in kinds else ["random inputs only"]), *_edge_remarks(judged, failed=failed)]
+    remarks = [
+        *reference.remarks,
+        *own_error.remarks,
+        *([] if "recorded" in kinds else ["random inputs only"]),
+        *_edge_remarks(judged, failed=failed),
+    ]
     before = (
         None if predecessor is None else predecessor if isinstance(predecessor, CandidateOutputs) else collect_outputs(predecessor, reference.feeds)
     )

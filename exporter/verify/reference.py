@@ -5,11 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from exporter.errors import ModelNotSupported
 from exporter.runners.base import Array, Runner
 from exporter.verify.feeds import NamedFeed
+from exporter.verify.output_values import is_floating
 
-__all__ = ["CandidateOutputs", "OwnError", "Reference", "collect_outputs", "measure_own_error", "measure_reference"]
+__all__ = [
+    "CandidateOutputs",
+    "OwnError",
+    "Reference",
+    "collect_outputs",
+    "measure_own_error",
+    "measure_reference",
+    "overflowing_feeds",
+    "without_overflow",
+]
+
+_FLOAT16_OF_BFLOAT16 = 2.0**-3
+"""float16 keeps 11 significant bits where bfloat16 keeps 8."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +62,13 @@ class Reference(CandidateOutputs):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OwnError(CandidateOutputs):
-    """What the unfused model returns in a candidate's precision: how far rounding alone takes it from the reference."""
+    """What the unfused model returns in a candidate's precision: how far rounding alone takes it from the reference.
+
+    Attributes:
+        remarks: where it was not measured in that precision itself.
+    """
+
+    remarks: tuple[str, ...] = ()
 
 
 def collect_outputs(runner: Runner, feeds: tuple[NamedFeed, ...]) -> CandidateOutputs:
@@ -79,6 +100,43 @@ def measure_reference(reference: Runner, feeds: tuple[NamedFeed, ...], *, fallba
 def measure_own_error(reference: Reference, unfused: Runner) -> OwnError:
     """Run the unfused model in the precision of the candidates on the feeds of ``reference``."""
     return OwnError(unfused.name, unfused.precision, unfused.device, _run(unfused, reference.feeds))
+
+
+def overflowing_feeds(reference: Reference, own: OwnError) -> tuple[NamedFeed, ...]:
+    """Return the feeds on which the unfused model returns NaN or infinity where the reference has a number."""
+    return tuple(named for named in reference.feeds if _overflows(reference.outputs[named.name], own.outputs[named.name]))
+
+
+def without_overflow(reference: Reference, own: OwnError, feeds: tuple[NamedFeed, ...], wider: Runner) -> OwnError:
+    """Return the own error in float16 with what an overflow hides of it: rounding alone, taken from bfloat16, which has the range of float32.
+
+    Rounding errors are proportional to the last digit, so the departure in bfloat16 counts as an eighth.
+
+    Args:
+        reference: what both depart from.
+        own: in float16.
+        feeds: where it overflows.
+        wider: the unfused model in bfloat16, entered.
+    """
+    filled = dict(own.outputs)
+    for named in feeds:
+        chunks = zip(reference.outputs[named.name], own.outputs[named.name], map(wider.infer, named.chunks()), strict=True)
+        filled[named.name] = tuple({name: _scaled(r[name], u[name], w[name]) for name in u} for r, u, w in chunks)
+    remark = f"the unfused model overflows in {own.precision}: its own error there is an eighth of that in {wider.precision}"
+    return OwnError(own.name, own.precision, own.device, filled, (*own.remarks, remark))
+
+
+def _overflows(references: tuple[Mapping[str, Array], ...], owns: tuple[Mapping[str, Array], ...]) -> bool:
+    pairs = [(r[name], u[name]) for r, u in zip(references, owns, strict=True) for name in r if name in u and is_floating(r[name])]
+    return any(bool((np.isfinite(r) & ~np.isfinite(np.asarray(u, np.float64))).any()) for r, u in pairs if r.shape == u.shape)
+
+
+def _scaled(reference: Array, own: Array, wider: Array) -> Array:
+    if not is_floating(reference) or wider.shape != reference.shape:
+        return own
+    exact = np.asarray(reference, np.float64)
+    with np.errstate(invalid="ignore"):
+        return exact + _FLOAT16_OF_BFLOAT16 * (np.asarray(wider, np.float64) - exact)
 
 
 def _run(runner: Runner, feeds: tuple[NamedFeed, ...]) -> dict[str, tuple[Mapping[str, Array], ...]]:

@@ -49,6 +49,7 @@ def test_an_overflow_on_edge_samples_alone(workspace):
     found = find_islands(network)
     assert (found.outcome, found.float32) == (Outcome.PASS, ("large.conv", "small.conv"))
     assert all("infinity" in island.why for island in found.islands)
+    assert any("an eighth of that in bfloat16" in remark for remark in found.verdicts[0].evidence.remarks)
     assert judged(network, found.float32) is Outcome.PASS
 
 

@@ -26,6 +26,8 @@ from exporter.verify import (
     make_feeds,
     measure_own_error,
     measure_reference,
+    overflowing_feeds,
+    without_overflow,
 )
 
 _spec = importlib.util.spec_from_file_location("verify_conftest", Path(__file__).with_name("conftest.py"))
@@ -329,3 +331,60 @@ def test_samples_of_another_shape_are_refused():
     """Before anything runs."""
     with pytest.raises(SampleError, match="shape"):
         make_feeds(Samples({"image": np.zeros((4, 3, 8, 8), np.float32)}, None), INPUTS, SamplesConfig(), CONFIG)
+
+
+class Scaled(nn.Module):
+    """Two products, of which the first is ``scale`` times as large and the second as small: a power of two, which changes no rounding."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        first, second = (torch.randn(64, 64, generator=generator) for _ in "ab")
+        self.first, self.second = nn.Parameter(first * scale), nn.Parameter(second / scale)
+
+    def forward(self, image):
+        return (image.flatten(1) @ self.first) @ self.second
+
+
+def own_error_of(scale: float):
+    """Return reference, own error in float16, and the feeds where it overflows."""
+    network = Scaled(scale).eval()
+    feeds = make_feeds(None, INPUTS, SamplesConfig(random=8, edge=False), ParityConfig(batches=(8,)))
+    with TorchRunner("reference", network, INPUTS, OUTPUTS, precision="float64") as runner:
+        reference = measure_reference(runner, feeds)
+    with TorchRunner("torch-unfused", network, INPUTS, OUTPUTS, precision="float16") as runner:
+        own = measure_own_error(reference, runner)
+    overflowing = overflowing_feeds(reference, own)
+    if overflowing:
+        with TorchRunner("torch-unfused", network, INPUTS, OUTPUTS, precision="bfloat16") as runner:
+            own = without_overflow(reference, own, overflowing, runner)
+    return reference, own, overflowing
+
+
+def distance(reference, own) -> float:
+    """Return the relative L2 error over the first feed."""
+    (r, *_), (u, *_) = (outputs.outputs[reference.feeds[0].name] for outputs in (reference, own))
+    return float(np.linalg.norm(u["logits"].astype(np.float64) - r["logits"]) / np.linalg.norm(r["logits"]))
+
+
+def test_an_overflow_does_not_hide_the_own_error():
+    """A network whose values pass float16 has the own error of the same network with smaller values, within what luck in rounding makes of it."""
+    reference, own, overflowing = own_error_of(1.0)
+    assert not overflowing
+    assert own.remarks == ()
+    true = distance(reference, own)
+    reference, own, overflowing = own_error_of(2.0**13)
+    assert overflowing == reference.feeds
+    assert own.precision == "float16"
+    assert "an eighth of that in bfloat16" in own.remarks[0]
+    assert true / 2 < distance(reference, own) < true * 2
+
+
+def test_a_remark_of_the_own_error_is_in_the_verdict():
+    """Whoever reads the verdict sees that the own error was not measured in float16 itself."""
+    reference, own, _ = own_error_of(2.0**13)
+    network = Scaled(1.0).eval()  # the same function, without an overflow
+    with TorchRunner("onnx", network, INPUTS, OUTPUTS, precision="float16") as runner:
+        verdict = compare(reference, own, runner, CONFIG)
+    assert verdict.outcome is Outcome.PASS, verdict.reason
+    assert own.remarks[0] in verdict.evidence.remarks
