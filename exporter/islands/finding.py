@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import Outcome, Verdict, worst
 from exporter.config import OnnxConfig
-from exporter.errors import ConfigError, EngineBuildError, ModelNotSupported
-from exporter.gates import Gates, Judge
+from exporter.errors import ConfigError, EngineBuildError, EnvironmentLacking, ModelNotSupported
+from exporter.gates import Candidate, Gates, Judge
 from exporter.half_range import beyond_float16
 from exporter.islands.candidates import SEARCH_LEVEL, CandidateMaker, EngineMaker, OnnxMaker
 from exporter.islands.search import Found, OutOfTrialsError, smallest_set
@@ -118,7 +118,7 @@ def find_islands(workspace: Workspace, *, engine: bool = False, builds: int | No
             raise _nothing_left(found, config.onnx.precision, builds)
         float32 = (*config.onnx.float32, *_patterns(trials, found.items))
         final = maker.final(_beside(workspace, config.onnx.replace(float32=float32), folder / "final"))
-        verdicts = tuple(judge(candidate)[0] for candidate in final)
+        verdicts, lacking = _judged(judge, final)
     outcome = worst(verdicts)
     if outcome is Outcome.PASS and not found.is_minimal:
         outcome = Outcome.INCONCLUSIVE
@@ -132,7 +132,7 @@ def find_islands(workspace: Workspace, *, engine: bool = False, builds: int | No
         num_nodes=len(trials.nodes),
         num_builds=work.num_builds,
         verified=verified,
-        not_verified=not_verified,
+        not_verified=(*not_verified, *(f"parity by {provider}, which this machine lacks" for provider in lacking)),
         verdicts=verdicts,
     )
 
@@ -177,11 +177,20 @@ class _Work:
             if err.code != _NO_SUCH_PRECISION:
                 raise
             return f"{err.problem} ({err.facts.get('found', '')})"
-        for candidate in candidates:
-            verdict, _ = self._judge(candidate)
-            if verdict.outcome is not Outcome.PASS:
-                return verdict.reason
-        return ""
+        return next((verdict.reason for verdict in _judged(self._judge, candidates)[0] if verdict.outcome is not Outcome.PASS), "")
+
+
+def _judged(judge: Judge, candidates: tuple[Candidate, ...]) -> tuple[tuple[Verdict, ...], tuple[str, ...]]:
+    """Return the verdicts, and the providers of ONNX Runtime that this machine lacks; one at least has to be there."""
+    verdicts, lacking = [], []
+    for candidate in candidates:
+        try:
+            verdicts.append(judge(candidate)[0])
+        except EnvironmentLacking:
+            lacking.append(candidate.provider)
+            if not candidate.provider or len(lacking) == len(candidates):
+                raise
+    return tuple(verdicts), tuple(lacking)
 
 
 def _patterns(trials: Trials, names: Iterable[str]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from torch import nn
 
 
 class Shift(nn.Module):
-    """Far away and back: float32 loses little of x, half precision nearly all of it."""
+    """Far away and back: float32 loses little of x, half precision nearly all of it. Between what it cannot be folded into, it stays."""
 
     def __init__(self, by, wide=0.0):
         super().__init__()
@@ -77,7 +77,7 @@ def overflowing(size=3e5, softness=1.0):
 
 
 def shifting(first=3e4, second=3e4, wide=0.0):
-    parts = dict(stem=_conv, first=Shift(first), act=nn.Softsign, body=_conv, more=_conv, again=nn.Softsign, second=Shift(second, wide), head=_conv)
+    parts = dict(stem=_conv, act=nn.Softsign, first=Shift(first), body=_conv, more=_conv, again=nn.Softsign, second=Shift(second, wide), head=_conv)
     return _chain(**parts)
 
 

@@ -9,8 +9,8 @@ import pytest
 from exporter.artifacts import Outcome
 from exporter.cli.app import cli
 from exporter.cli.screen import Screen
-from exporter.config import ParityConfig
-from exporter.errors import ConfigError, ExportError, ModelNotSupported
+from exporter.config import OnnxruntimeConfig, ParityConfig
+from exporter.errors import ConfigError, EnvironmentLacking, ExportError, ModelNotSupported
 from exporter.gates import Gates, candidates_of
 from exporter.islands import find_islands
 from exporter.workspace import Workspace
@@ -28,6 +28,17 @@ def test_a_network_that_needs_none(workspace):
     found = find_islands(workspace("plain"))
     assert (found.outcome, found.islands, found.float32, found.num_builds) == (Outcome.PASS, (), (), 1)
     assert [verdict.outcome for verdict in found.verdicts] == [Outcome.PASS]
+
+
+def test_a_provider_that_this_machine_lacks(workspace):
+    """The others decide, and the result says which did not."""
+    network = workspace("plain")
+    providers = OnnxruntimeConfig(providers=("TensorrtExecutionProvider", "CPUExecutionProvider"))
+    found = find_islands(Workspace(network.config.replace(onnxruntime=providers)))
+    assert [verdict.subject for verdict in found.verdicts] == ["onnx"]
+    assert found.not_verified == ("parity by TensorrtExecutionProvider, which this machine lacks",)
+    with pytest.raises(EnvironmentLacking):
+        find_islands(Workspace(network.config.replace(onnxruntime=OnnxruntimeConfig(providers=("TensorrtExecutionProvider",)))))
 
 
 def test_an_overflow_that_the_export_refuses(workspace):
