@@ -17,6 +17,7 @@ from exporter.artifacts import EIGHT_BIT, Graph, OnnxModel, Outcome, ParityEvide
 from exporter.config import Config
 from exporter.errors import ArtifactError, ConfigError, EnvironmentLacking, ModelNotSupported
 from exporter.files import digest_of_settings
+from exporter.half_range import range_verdict
 from exporter.runners import Runner
 from exporter.verify import CandidateOutputs, NamedFeed, OwnError, Reference
 from exporter.workspace import Workspace
@@ -207,6 +208,11 @@ class Gates:
         from exporter.graph import check_structure
 
         return (check_structure(self.workspace.graph, self.config.fold),)
+
+    def ranges(self) -> tuple[Verdict, ...]:
+        """Judge how the network lies in the range of float16, as it was measured before the file was written; nothing where that was no question."""
+        ranges = self.workspace.onnx.ranges
+        return () if ranges is None else (range_verdict(ranges),)
 
     # ---------------------------------------------------------------------------------------------------------------
     # latency

@@ -19,7 +19,7 @@ from exporter.artifacts import OnnxModel, Verdict
 from exporter.config import Config, InputConfig
 from exporter.errors import ArtifactError, ConfigError, EnvironmentLacking, ExportError, ModelNotSupported
 from exporter.files import write_bytes
-from exporter.half_range import range_check
+from exporter.half_range import range_check, range_verdict
 from exporter.onnx_export import OnnxFile
 from exporter.onnx_folding import feeds_for, measure_file
 from exporter.verify import NamedFeed, digest_of_feeds
@@ -56,8 +56,9 @@ def convert_file(given: OnnxFile, output: Path, config: Config, feeds: tuple[Nam
         help_text = f"-o {path.stem}.{config.onnx.precision}.onnx"
         raise ArtifactError("E468", "the conversion would overwrite the ONNX file that it converts", facts={"file": path}, help=help_text)
     key = halved_key(given, config.onnx, digest_of_feeds(feeds))
-    in_range = range_check(config, None, feeds) if feeds else None
-    return halve_onnx(given, output, config.onnx, key=key, check_raised=functools.partial(_check_raised, feeds, config), check_range=in_range)
+    measured = tuple(named for named in feeds if named.kind != "edge")
+    raised = functools.partial(_check_raised, feeds, config)
+    return halve_onnx(given, output, config.onnx, key=key, check_raised=raised, check_range=range_check(config, measured))
 
 
 def _check_raised(feeds: tuple[NamedFeed, ...], config: Config, given: OnnxModel, raised: OnnxModel) -> dict[str, str]:
@@ -103,6 +104,8 @@ def check_conversion(
         except EnvironmentLacking as err:
             verdicts.append(not_run("parity", name, err, config.onnxruntime))
     progress("parity", steps, steps)
+    if done.written.ranges is not None:
+        verdicts.append(range_verdict(done.written.ranges, f"onnx-{done.written.precision}"))
     return tuple(verdicts)
 
 

@@ -45,7 +45,7 @@ def run(config: Config, *, progress: Progress | None = None) -> tuple[Report, Pa
         chain += candidates_of(plan, config)
     delivered = tuple(candidate for candidate in chain if candidate.is_delivered)
 
-    verdicts = gates.parity(tuple(chain)) + gates.structure()
+    verdicts = gates.parity(tuple(chain)) + gates.ranges() + gates.structure()
     if config.latency.enabled:
         verdicts += gates.latency(delivered)
     verdicts += gates.metric(tuple(chain)) + missing

@@ -27,7 +27,7 @@ from exporter.artifacts import (
 from exporter.calibration import calibration_of, digest_of_calibration
 from exporter.config import BakeConfig, Config
 from exporter.errors import FoldError
-from exporter.half_range import range_check
+from exporter.half_range import feeds_to_measure, range_check
 from exporter.inputs import Inputs
 from exporter.older_opset import check_with, lower_for_tensorrt_8, needs_lowering
 from exporter.records import record_path
@@ -213,6 +213,7 @@ class Workspace(Inputs):
     def onnx(self) -> OnnxModel:
         """Stage 4: the folded graph as ``<stem>.onnx``."""
         from exporter.onnx_export import export_onnx, load_onnx, onnx_key
+        from exporter.verify import digest_of_feeds
 
         path = self._path("onnx", ".onnx")
         calibrate = calibration_of(self.config, self.samples)  # where it needs samples, it needs them before the work begins
@@ -220,12 +221,14 @@ class Workspace(Inputs):
         if graph.digest is None:
             raise FoldError("E399", "the folded graph was not stored, so nothing can be made from it")
         with _Record(self, "onnx") as record:
-            key = onnx_key(graph.digest, self.config.onnx, calibration=digest_of_calibration(self.config, self.samples))
+            feeds = feeds_to_measure(self.config, self.samples, graph.inputs)
+            calibration = digest_of_calibration(self.config, self.samples)
+            key = onnx_key(graph.digest, self.config.onnx, calibration=calibration, feeds=digest_of_feeds(feeds) if feeds else "")
             model, state = load_onnx(path, key=key), "up to date"
             if model is None:
                 self._tell("onnx", 0, 1)
                 check = check_with(self.config, self.samples)
-                in_range = range_check(self.config, self.samples)
+                in_range = range_check(self.config, feeds, graph.folded)
                 config = self.config.onnx
                 model = export_onnx(graph, path, config, key=key, check_lowered=check, check_range=in_range, calibrate=calibrate)
                 state = "made"

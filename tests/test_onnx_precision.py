@@ -90,8 +90,9 @@ def _converted(path: Path, output: Path | None = None, **settings: object) -> tu
     before = path.read_bytes()
     feeds = feeds_of(given.model, (), config, check=True)
     done = convert_file(given, output or path.with_name("half.onnx"), config, feeds)
-    (verdict,) = check_conversion(given, done, feeds, config, _silent)
+    verdict, *ranges = check_conversion(given, done, feeds, config, _silent)
     assert verdict.outcome is Outcome.PASS, verdict.reason
+    assert [found.check for found in ranges] == (["range"] if done.written.precision == "float16" else [])
     assert path.read_bytes() == before
     assert isinstance(verdict.evidence, ParityEvidence)
     _require_typed(done.written)
@@ -216,7 +217,7 @@ def test_a_wrong_conversion_fails_the_check(tmp_path: Path) -> None:
     weight.CopyFrom(onnx.numpy_helper.from_array(wrong, weight.name))
     onnx.save(model, tmp_path / "wrong.onnx")
     broken = dataclasses.replace(done, written=dataclasses.replace(done.written, path=tmp_path / "wrong.onnx"))
-    (verdict,) = check_conversion(given, broken, feeds, config, _silent)
+    verdict, _ = check_conversion(given, broken, feeds, config, _silent)
     assert verdict.outcome is Outcome.FAIL
 
 
@@ -265,6 +266,22 @@ def test_what_cannot_be_converted_is_refused_by_name(case: str, tmp_path: Path) 
     assert caught.value.code == code
     assert caught.value.help
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_the_ranges_are_judged_on_recorded_samples(tmp_path: Path) -> None:
+    """With samples the verdict passes, without them it is NOT_RUN; its numbers stand in the record beside the file."""
+    path = _parsed(tmp_path / "net.onnx", """<ir_version: 8, opset_import: ["": 17]> g (float[N,2] x) => (float[N,2] y) { y = Relu(x) }""")
+    np.savez(tmp_path / "samples.npz", x=np.full((4, 2), 3.0, np.float32))
+    outcomes = {}
+    for name, samples in (("recorded", tmp_path / "samples.npz"), ("random", None)):
+        config = _config()
+        config = config.replace(samples=config.samples.replace(path=samples))
+        given = read_onnx(path)
+        feeds = feeds_of(given.model, (), config, check=True)
+        done = convert_file(given, tmp_path / f"{name}.onnx", config, feeds)
+        outcomes[name] = check_conversion(given, done, feeds, config, _silent)[1].outcome
+        assert load_onnx(done.written.path) == done.written
+    assert outcomes == {"recorded": Outcome.PASS, "random": Outcome.NOT_RUN}
 
 
 def test_the_file_itself_is_never_overwritten(tmp_path: Path) -> None:

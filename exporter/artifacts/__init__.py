@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from exporter.artifacts.checkpoint import Checkpoint, GlobalRef, Node, ObjectRef, ShardRef, StorageRef, TensorRef, brief, walk
     from exporter.artifacts.documents import to_json
-    from exporter.artifacts.graph import REMEDIES, Cost, Folded, FoldedOnnx, Graph, Refusal, RefusalReason
+    from exporter.artifacts.graph import REMEDIES, Cost, Folded, FoldedOnnx, Graph, Refusal, RefusalReason, Steep
     from exporter.artifacts.models import EIGHT_BIT, OnnxModel, Plan, Profile
     from exporter.artifacts.provenance import Digest, Provenance
     from exporter.artifacts.report import Report, StageRecord
     from exporter.artifacts.sketch import Explanation, Neighbour, Sketch, SketchNode
     from exporter.artifacts.specs import TensorSpec
-    from exporter.artifacts.verdicts import LatencyEvidence, MetricEvidence, Outcome, OutputParity, ParityEvidence, Verdict, worst
+    from exporter.artifacts.verdicts import LatencyEvidence, MetricEvidence, Outcome, OutputParity, ParityEvidence, RangeEvidence, Verdict, worst
     from exporter.artifacts.weights import (
         BATCH_NORM_SOURCES,
         BakeSummary,
@@ -65,6 +65,7 @@ __all__ = [
     "Plan",
     "Profile",
     "Provenance",
+    "RangeEvidence",
     "Recalibration",
     "Refusal",
     "RefusalReason",
@@ -74,6 +75,7 @@ __all__ = [
     "Sketch",
     "SketchNode",
     "StageRecord",
+    "Steep",
     "StorageRef",
     "TensorDrift",
     "TensorRef",
@@ -106,9 +108,11 @@ _HOMES = {
         "weights",
     ),
     **dict.fromkeys(("TensorSpec",), "specs"),
-    **dict.fromkeys(("REMEDIES", "Cost", "Folded", "FoldedOnnx", "Graph", "Refusal", "RefusalReason"), "graph"),
+    **dict.fromkeys(("REMEDIES", "Cost", "Folded", "FoldedOnnx", "Graph", "Refusal", "RefusalReason", "Steep"), "graph"),
     **dict.fromkeys(("EIGHT_BIT", "OnnxModel", "Plan", "Profile"), "models"),
-    **dict.fromkeys(("LatencyEvidence", "MetricEvidence", "Outcome", "OutputParity", "ParityEvidence", "Verdict", "worst"), "verdicts"),
+    **dict.fromkeys(
+        ("LatencyEvidence", "MetricEvidence", "Outcome", "OutputParity", "ParityEvidence", "RangeEvidence", "Verdict", "worst"), "verdicts"
+    ),
     **dict.fromkeys(("Report", "StageRecord"), "report"),
     **dict.fromkeys(("Explanation", "Neighbour", "Sketch", "SketchNode"), "sketch"),
     **dict.fromkeys(("to_json",), "documents"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx
     from torch.export import ExportedProgram
 
-__all__ = ["REMEDIES", "Cost", "Folded", "FoldedOnnx", "Graph", "Refusal", "RefusalReason"]
+__all__ = ["REMEDIES", "Cost", "Folded", "FoldedOnnx", "Graph", "Refusal", "RefusalReason", "Steep"]
 
 
 class RefusalReason(enum.Enum):
@@ -69,6 +69,25 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Steep:
+    """Channels of a BatchNorm whose running variance is next to nothing, so that they multiply what they are folded into.
+
+    Attributes:
+        channel: the one with the largest factor.
+        variance: its running variance.
+        factor: its ``|gamma / sqrt(var + eps)|``.
+        typical: the median of that over all channels.
+        num: how many such channels there are.
+    """
+
+    channel: int
+    variance: float
+    factor: float
+    typical: float
+    num: int
+
+
+@dataclass(frozen=True, slots=True)
 class Folded:
     """A BatchNorm that is gone: ``batch_norm`` was folded into ``producer``.
 
@@ -78,6 +97,7 @@ class Folded:
         direction: ``back`` into what makes its data, ``ahead`` into what reads it, ``beside`` into another branch of a sum, or
             ``constant``: it was computed ahead.
         changed: modules whose outputs have no counterpart in the unfolded network, since they stand between the two.
+        steep: channels that a tiny running variance blew up; None where there are none.
     """
 
     batch_norm: str
@@ -87,6 +107,7 @@ class Folded:
     max_scale: float
     direction: Literal["back", "ahead", "beside", "constant"] = "back"
     changed: tuple[str, ...] = ()
+    steep: Steep | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from exporter.artifacts.provenance import Digest, Provenance
 from exporter.artifacts.specs import TensorSpec
+from exporter.artifacts.verdicts import RangeEvidence
 
 __all__ = ["EIGHT_BIT", "OnnxModel", "Plan", "Profile"]
 
@@ -22,6 +23,7 @@ class OnnxModel:
     Attributes:
         precision: ``float32``, ``float16``, ``bfloat16``, ``float64``, ``int8`` or ``fp8``: what the file declares, else that of its pairs of
             QuantizeLinear and DequantizeLinear, else what most of its weights have.
+        ranges: how its values lie in the range of float16; None where that was no question.
     """
 
     path: Path
@@ -35,6 +37,7 @@ class OnnxModel:
     metadata: Mapping[str, str]
     provenance: Provenance
     precision: str = "float32"
+    ranges: RangeEvidence | None = None
 
 
 @dataclass(frozen=True, slots=True)

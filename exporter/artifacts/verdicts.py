@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["LatencyEvidence", "MetricEvidence", "Outcome", "OutputParity", "ParityEvidence", "Verdict", "worst"]
+__all__ = ["LatencyEvidence", "MetricEvidence", "Outcome", "OutputParity", "ParityEvidence", "RangeEvidence", "Verdict", "worst"]
 
 
 class Outcome(enum.Enum):
@@ -141,11 +141,39 @@ class MetricEvidence:
 
 
 @dataclass(frozen=True, slots=True)
+class RangeEvidence:
+    """How the values of a float32 network, tensor by tensor, lie in the range of float16.
+
+    Attributes:
+        not_measured: why there are no numbers; empty where there are.
+        feeds: what was fed: ``256 samples, batch 32``, ...
+        is_recorded: recorded samples were fed, and not random inputs alone.
+        num_tensors: tensors that are stored in float16.
+        largest, largest_in: largest magnitude, and ``tensor (operator)``.
+        limit: largest finite number of float16.
+        small_share, small_in: largest share of one tensor's values that lose digits since they are below float16's normal numbers.
+        remarks: what is coarse or could overflow inside of an operator, and weights that a tiny running variance blew up.
+    """
+
+    not_measured: str = ""
+    feeds: tuple[str, ...] = ()
+    num_samples: int = 0
+    is_recorded: bool = False
+    num_tensors: int = 0
+    largest: float = 0.0
+    largest_in: str = ""
+    limit: float = 65504.0
+    small_share: float = 0.0
+    small_in: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The outcome of one check, with its numbers and its reason.
 
     Attributes:
-        check: ``parity``, ``latency``, ``metric``, ``precision`` or ``structure``.
+        check: ``parity``, ``latency``, ``metric``, ``range`` or ``structure``.
         subject: what was judged: ``torch-fused``, ``onnx``, ``tensorrt``.
         reason: one line; for NOT_RUN what is missing and how to get it.
         required: a required check that is NOT_RUN or INCONCLUSIVE is not a pass.
@@ -156,7 +184,7 @@ class Verdict:
     outcome: Outcome
     reason: str
     required: bool = True
-    evidence: ParityEvidence | LatencyEvidence | MetricEvidence | None = None
+    evidence: ParityEvidence | LatencyEvidence | MetricEvidence | RangeEvidence | None = None
     seconds: float = 0.0
 
 

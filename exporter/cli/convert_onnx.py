@@ -37,7 +37,7 @@ def convert_onnx(
     from exporter.artifacts import to_json, worst
     from exporter.cli.folders import work_folder
     from exporter.cli.tables import onnx_lines
-    from exporter.cli.verdicts import show_verdicts
+    from exporter.cli.verdicts import range_lines, show_verdicts
     from exporter.onnx_export import read_onnx
     from exporter.onnx_precision import check_conversion, convert_file, feeds_of
 
@@ -54,7 +54,7 @@ def convert_onnx(
     verdicts = check_conversion(given, done, feeds, config, screen.progress) if check else ()
     screen.close()
     status = show_verdicts(screen, verdicts) if check else 0
-    screen.show(onnx_lines(done.written))
+    screen.show([*onnx_lines(done.written), *([] if check else range_lines(done.written))])
     result = to_json(done.written)
     screen.result({**result, "outcome": worst(verdicts).value, "verdicts": to_json(verdicts)} if check else result)
     return status

@@ -67,7 +67,7 @@ def command(
     from exporter.cli.folders import workspace_of
     from exporter.cli.fuse_onnx import names_onnx_file
     from exporter.cli.tables import onnx_lines
-    from exporter.cli.verdicts import show_verdicts
+    from exporter.cli.verdicts import range_lines, show_verdicts
     from exporter.gates import Gates, candidates_of
 
     halves = {"precision": precision, "float32": list(float32) or None}
@@ -98,7 +98,7 @@ def command(
     verdicts = Gates(workspace).parity(candidates_of(onnx, config)) if check else ()
     screen.close()
     status = show_verdicts(screen, verdicts) if check else 0
-    screen.show(onnx_lines(onnx))
+    screen.show([*onnx_lines(onnx), *range_lines(onnx)])
     result = to_json(onnx)
     screen.result({**result, "outcome": worst(verdicts).value, "verdicts": to_json(verdicts)} if check else result)
     return status

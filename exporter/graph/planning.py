@@ -15,6 +15,7 @@ from exporter.graph.cost import cost_of_graph, cost_of_operator, pays, total_of
 from exporter.graph.rewrites import AHEAD, BACK, CONSERVATIVE, LONE, REWRITES, WITH_WORK, Constants, Copy, LinearNumbers, Rewrite, Rewritten
 from exporter.graph.rewrites.contract import Bypass, affine_numbers, linear_of, numbers_given
 from exporter.graph.rewrites.late_weight import LateWeight
+from exporter.graph.steepness import steepness_of
 
 __all__ = ["Copy", "NewNumbers", "Plan", "make_plan"]
 
@@ -185,7 +186,9 @@ class _Planning:
         if _is_lone(affine):  # what made its data makes what it made, and whoever counts the calls of its module finds one less
             others = (product.module for product in match.absorbers if rewritten.direction == "back")
             changed = tuple(dict.fromkeys((*changed, affine.module, *others)))
-        return rewritten, Folded(affine.module or affine.name, name, rewritten.pattern, channels, rewritten.max_scale, rewritten.direction, changed)
+        steep = steepness_of(affine.role, self._working)
+        gone = affine.module or affine.name
+        return rewritten, Folded(gone, name, rewritten.pattern, channels, rewritten.max_scale, rewritten.direction, changed, steep)
 
     def _too_late(self, affine: Operator, rewritten: Rewritten) -> Refusal | None:
         """Refuse a copy for a reader that read something else when all began: copies are made before anything else is done."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from exporter.artifacts import Cost, Digest, Folded, Graph, Provenance, Refusal, RefusalReason, Sketch, SketchNode, TensorSpec, to_json
+from exporter.artifacts import Cost, Digest, Folded, Graph, Provenance, Refusal, RefusalReason, Sketch, SketchNode, Steep, TensorSpec, to_json
 from exporter.errors import ArtifactError
 from exporter.files import atomic_write
 from exporter.records import read_record, record_path, recorded_digest, write_record
@@ -99,7 +99,14 @@ def load_graph(path: Path, *, key: str | None = None) -> Graph | None:
 
 
 def _folds(entries: Iterable[Mapping[str, Any]]) -> tuple[Folded, ...]:
-    return tuple(Folded(**{**entry, "max_scale": float(entry["max_scale"]), "changed": tuple(entry["changed"])}) for entry in entries)
+    return tuple(map(_folded, entries))
+
+
+def _folded(entry: Mapping[str, Any]) -> Folded:
+    steep = entry.get("steep")
+    numbers = {} if steep is None else {name: float(steep[name]) for name in ("variance", "factor", "typical")}
+    changed = {"max_scale": float(entry["max_scale"]), "changed": tuple(entry["changed"])}
+    return Folded(**{**entry, **changed, "steep": None if steep is None else Steep(**{**steep, **numbers})})
 
 
 def _save_program(program: ExportedProgram, path: Path) -> None:

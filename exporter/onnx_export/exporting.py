@@ -13,7 +13,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import onnx
 import onnx_ir
@@ -21,17 +21,25 @@ import torch
 from onnx_ir.passes import common
 from torch._ops import OpOverload
 
-from exporter.artifacts import EIGHT_BIT, Graph, OnnxModel, Provenance
+from exporter.artifacts import EIGHT_BIT, Graph, OnnxModel, Provenance, RangeEvidence
 from exporter.config import OnnxConfig
 from exporter.errors import ExportError
 from exporter.factories import installed_version
-from exporter.files import digest_of_file, write_bytes
 from exporter.onnx_export.checking import check_against_graph
 from exporter.onnx_export.keys import LIBRARIES
 from exporter.onnx_export.lowering.converting import lower_onnx
-from exporter.onnx_export.precision import check_patterns, halve_, precision_shares, shares_text, stored_in_half
+from exporter.onnx_export.precision import (
+    TOO_LARGE,
+    HalfValues,
+    check_patterns,
+    checked_range,
+    half_values,
+    halve_,
+    on_float32,
+    precision_shares,
+    shares_text,
+)
 from exporter.onnx_export.quantising import FIRST_OPSET, find_products, quantise_
-from exporter.onnx_export.reading import describe
 from exporter.onnx_export.removing import remove_onnx
 from exporter.onnx_export.shapes import fix_batch_, name_axes_
 from exporter.onnx_export.tidying import tidy_
@@ -39,7 +47,6 @@ from exporter.onnx_export.writing import INLINE_LIMIT_BYTES, weight_bytes, write
 
 __all__ = ["export_onnx"]
 
-_T = TypeVar("_T")
 Calibrate: TypeAlias = Callable[[OnnxModel, Sequence[str]], tuple[Mapping[str, float], Mapping[str, str]]]
 
 OLDEST_OPSET = 18
@@ -54,7 +61,7 @@ def export_onnx(
     *,
     key: str,
     check_lowered: Callable[[OnnxModel, OnnxModel], Mapping[str, str]] | None = None,
-    check_range: Callable[[OnnxModel, frozenset[str]], Mapping[str, str]] | None = None,
+    check_range: Callable[[OnnxModel, HalfValues], RangeEvidence] | None = None,
     calibrate: Calibrate | None = None,
 ) -> OnnxModel:
     """Write the folded program of ``graph`` to ``path``.
@@ -69,7 +76,7 @@ def export_onnx(
         key: cache key for the record, from ``onnx_key``.
         check_lowered: for opset 17, which is made from opset 18: given both models, before the older one is written; it returns facts
             for the lineage, or raises.
-        check_range: for float16: given the float32 model and the names of the values that will be stored in float16; likewise.
+        check_range: for float16: given the float32 model and what of it will be in float16; it returns what it measured, or raises.
         calibrate: for int8 and fp8: given the float32 model and names of its values, it returns the largest magnitude to keep of each, and facts
             for the lineage.
 
@@ -91,25 +98,23 @@ def export_onnx(
     tidy_(model, inputs=[spec.name for spec in graph.inputs], outputs=[spec.name for spec in graph.outputs])
     islands: dict[str, str] = {}
     in_range: Mapping[str, str] = {}
+    ranges: RangeEvidence | None = None
     if config.precision in EIGHT_BIT and calibrate is not None:
         islands, in_range = _quantise_(model, path, config, calibrate)
     elif config.precision != "float32":
+        check = check_range if config.precision == "float16" else None
         wide = None
-        if check_range is not None and config.precision == "float16":
-            if weight_bytes(model) <= INLINE_LIMIT_BYTES:
-                wide = onnx.shape_inference.infer_shapes(onnx_ir.to_proto(model))
-            else:
-                in_range = {"float16_range": "not measured: over 2 GiB of weights"}
+        if check is not None and weight_bytes(model) <= INLINE_LIMIT_BYTES:
+            wide = onnx.shape_inference.infer_shapes(onnx_ir.to_proto(model))
         islands = halve_(model, config.precision, config.float32)
         common.RemoveUnusedNodesPass()(model)
-        if wide is not None and check_range is not None:
-            stored, check = stored_in_half(model), check_range
-            in_range = _on_float32(wide, path, lambda between: check(between, stored))
+        if check is not None:
+            ranges = TOO_LARGE if wide is None else checked_range(wide, path, half_values(model, islands), check)
     provenance = _provenance(graph, config, shares_text(precision_shares(model)))
     provenance = dataclasses.replace(provenance, lineage={**provenance.lineage, **in_range})
     _label_(model, graph, provenance, islands)
     check_against_graph(model, graph, opset=config.opset)
-    return write_onnx(model, path, provenance, key=key)
+    return write_onnx(model, path, provenance, key=key, ranges=ranges)
 
 
 def _refuse_8_bits(config: OnnxConfig, *, is_measured: bool) -> None:
@@ -136,20 +141,10 @@ def _quantise_(model: onnx_ir.Model, path: Path, config: OnnxConfig, calibrate: 
         raise ExportError("E486", "nothing in the network can compute in 8 bits", facts=facts, help="[onnx] float32 may keep too much out")
     wide = onnx.shape_inference.infer_shapes(onnx_ir.to_proto(model))
     names = list(dict.fromkeys(product.data.name or "" for product in products))
-    ranges, measured = _on_float32(wide, path, lambda between: calibrate(between, names))
+    ranges, measured = on_float32(wide, path, lambda between: calibrate(between, names))
     islands |= {product.node: "always zero" for product in products if not ranges[product.data.name or ""]}
     quantise_(model, config.precision, [product for product in products if product.node not in islands], ranges)
     return {node.name or "": reason for node, reason in islands.items()}, measured
-
-
-def _on_float32(wide: onnx.ModelProto, path: Path, look: Callable[[OnnxModel], _T]) -> _T:
-    """Write the float32 model for the time of a look at it."""
-    between = path.with_name(f".{path.stem}.float32.onnx")
-    try:
-        write_bytes(between, wide.SerializeToString())
-        return look(describe(wide, between, digest_of_file(between), Provenance("onnx_export")))
-    finally:
-        remove_onnx(between)
 
 
 def _export_lowered(
@@ -159,7 +154,7 @@ def _export_lowered(
     *,
     key: str,
     check: Callable[[OnnxModel, OnnxModel], Mapping[str, str]] | None,
-    check_range: Callable[[OnnxModel, frozenset[str]], Mapping[str, str]] | None,
+    check_range: Callable[[OnnxModel, HalfValues], RangeEvidence] | None,
     calibrate: Calibrate | None,
 ) -> OnnxModel:
     between = path.with_name(f".{path.stem}.opset{OLDEST_OPSET}.onnx")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from exporter.artifacts import OnnxModel, Provenance, to_json
+from exporter.artifacts import OnnxModel, Provenance, RangeEvidence, to_json
 from exporter.errors import ArtifactError
 from exporter.files import atomic_write, digest_of_file, write_bytes
 from exporter.onnx_export.checking import check_with_onnx
@@ -25,8 +27,10 @@ _SMALL_BYTES = 1024
 _ALIGNMENT = 4096
 
 
-def write_onnx(model: ir.Model, path: Path, provenance: Provenance, *, key: str) -> OnnxModel:
+def write_onnx(model: ir.Model, path: Path, provenance: Provenance, *, key: str, ranges: RangeEvidence | None = None) -> OnnxModel:
     """Check ``model`` and write it to ``path``, then its record.
+
+    What was measured on samples stands in the record alone: other samples do not change the file, nor the engine that is built from it.
 
     Raises:
         ExportError: it does not pass ONNX's checks (E403).
@@ -43,8 +47,8 @@ def write_onnx(model: ir.Model, path: Path, provenance: Provenance, *, key: str)
     else:
         check_with_onnx(proto)
         write_bytes(path, content)
-    digest = write_record(path, key=key, content={"external": external, "provenance": to_json(provenance)})
-    return describe(proto, path, digest, provenance)
+    digest = write_record(path, key=key, content={"external": external, "provenance": to_json(provenance), "ranges": to_json(ranges)})
+    return dataclasses.replace(describe(proto, path, digest, provenance), ranges=ranges)
 
 
 def load_onnx(path: Path, *, key: str | None = None) -> OnnxModel | None:
@@ -57,9 +61,17 @@ def load_onnx(path: Path, *, key: str | None = None) -> OnnxModel | None:
         if not data.is_file() or digest_of_file(data).hex != expected:
             return None
     try:
-        return describe(parse(path), path, digest_of_file(path), Provenance(**content["provenance"]))
+        model = describe(parse(path), path, digest_of_file(path), Provenance(**content["provenance"]))
+        return dataclasses.replace(model, ranges=_ranges(content.get("ranges")))
     except ArtifactError:
         return None
+
+
+def _ranges(content: dict[str, Any] | None) -> RangeEvidence | None:
+    if content is None:
+        return None
+    lists = {name: tuple(content[name]) for name in ("feeds", "remarks")}
+    return RangeEvidence(**{**content, **lists})
 
 
 def weight_bytes(model: ir.Model) -> int:

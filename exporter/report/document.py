@@ -14,14 +14,14 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Final
 
-from exporter.artifacts import LatencyEvidence, MetricEvidence, ParityEvidence, Report, to_json
+from exporter.artifacts import LatencyEvidence, MetricEvidence, ParityEvidence, RangeEvidence, Report, to_json
 from exporter.errors import ArtifactError
 
 __all__ = ["SCHEMA_VERSION", "document_from_report", "report_from_document", "samples_from_report"]
 
 SCHEMA_VERSION: Final = 1
 _SCHEMA_NAME: Final = "exporter report"
-_EVIDENCE: Final[dict[str, type]] = {"parity": ParityEvidence, "latency": LatencyEvidence, "metric": MetricEvidence}
+_EVIDENCE: Final[dict[str, type]] = {"parity": ParityEvidence, "latency": LatencyEvidence, "metric": MetricEvidence, "range": RangeEvidence}
 _SAMPLES: Final = ("samples_ms", "reference_samples_ms")
 _NONFINITE: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 

@@ -8,7 +8,17 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
-from exporter.artifacts import BATCH_NORM_SOURCES, LatencyEvidence, MetricEvidence, ParityEvidence, Report, TensorDrift, Verdict, to_json
+from exporter.artifacts import (
+    BATCH_NORM_SOURCES,
+    LatencyEvidence,
+    MetricEvidence,
+    ParityEvidence,
+    RangeEvidence,
+    Report,
+    TensorDrift,
+    Verdict,
+    to_json,
+)
 from exporter.errors import printable
 from exporter.report import phrases, pictures, units
 from exporter.report.fold_table import fold_table
@@ -42,6 +52,7 @@ def page_from_report(report: Report) -> str:
         sources=BATCH_NORM_SOURCES,
         parities=[(index, verdict, verdict.evidence) for index, verdict in numbered if isinstance(verdict.evidence, ParityEvidence)],
         races=[(index, verdict, verdict.evidence) for index, verdict in numbered if isinstance(verdict.evidence, LatencyEvidence)],
+        ranges=[(verdict, verdict.evidence) for verdict in report.verdicts if isinstance(verdict.evidence, RangeEvidence)],
         metrics=_metric_groups(report),
         blocking=[verdict for verdict in report.verdicts if phrases.blocks(verdict)],
         settings=list(_flat_settings(to_json(report.config))),

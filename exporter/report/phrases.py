@@ -15,6 +15,7 @@ from exporter.artifacts import (
     Outcome,
     OutputParity,
     ParityEvidence,
+    RangeEvidence,
     Refusal,
     RefusalReason,
     Report,
@@ -154,6 +155,8 @@ def key_number(verdict: Verdict) -> str:
     if isinstance(evidence, MetricEvidence):
         value = evidence.values.get(verdict.subject)
         return "" if value is None else f"{evidence.metric} {units.metric_value(evidence.metric, value)}"
+    if isinstance(evidence, RangeEvidence) and verdict.outcome is not Outcome.NOT_RUN:
+        return f"largest {evidence.largest:.3g}"
     return ""
 
 
@@ -169,6 +172,8 @@ def limit(verdict: Verdict) -> str:
         if evidence.allowed_drop == 0:
             return f"no lower than {evidence.reference}"
         return f"at most {units.metric_value(evidence.metric, evidence.allowed_drop)} below {evidence.reference}"
+    if isinstance(evidence, RangeEvidence):
+        return f"at most {evidence.limit:g}"
     return ""
 
 

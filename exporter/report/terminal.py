@@ -21,6 +21,7 @@ from exporter.artifacts import (
     Outcome,
     OutputParity,
     ParityEvidence,
+    RangeEvidence,
     Refusal,
     Report,
     Verdict,
@@ -83,7 +84,9 @@ def render_verdict(verdict: Verdict) -> list[str]:
     """Return one verdict with all its numbers: a line per output of a parity check, and what to do where it does not pass."""
     evidence = verdict.evidence
     head = f"{verdict.check:<{_LABEL_WIDTH}} {_MARKS[verdict.outcome]} {verdict.outcome.value:<4}   {verdict.subject}: "
-    if verdict.outcome is Outcome.NOT_RUN or evidence is None:
+    if isinstance(evidence, RangeEvidence):
+        lines = [head + verdict.reason, *(_INDENT + remark for remark in evidence.remarks)]
+    elif verdict.outcome is Outcome.NOT_RUN or evidence is None:
         lines = [head + verdict.reason]
     elif isinstance(evidence, ParityEvidence):
         lines = _parity_lines(head, verdict, evidence)
@@ -198,6 +201,8 @@ def _headline(group: list[Verdict]) -> tuple[str, tuple[str, ...]]:
     """Return the text of a row of ``exporter run`` and the indented lines below it."""
     first, evidence = group[0], group[0].evidence
     subjects = ", ".join(verdict.subject for verdict in group)
+    if isinstance(evidence, RangeEvidence):
+        return f"{subjects}: {first.reason}", evidence.remarks
     if first.outcome is Outcome.NOT_RUN or evidence is None:
         return f"{subjects}: {first.reason}", ()
     if isinstance(evidence, LatencyEvidence):

@@ -65,7 +65,7 @@ def lower_onnx(
         finally:
             remove_onnx(candidate)
         provenance = _labelled_(lowered, provenance, checked)
-    return write_onnx(lowered, path, provenance, key=key)
+    return write_onnx(lowered, path, provenance, key=key, ranges=model.ranges)
 
 
 def _labelled_(model: ir.Model, provenance: Provenance, facts: Mapping[str, str]) -> Provenance:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError
 from onnx_ir.passes import common
 
-from exporter.artifacts import EIGHT_BIT, OnnxModel, Provenance
+from exporter.artifacts import EIGHT_BIT, OnnxModel, Provenance, RangeEvidence
 from exporter.config import OnnxConfig
 from exporter.errors import ArtifactError, ExportError, ModelNotSupported
 from exporter.factories import installed_version
@@ -26,7 +26,8 @@ from exporter.onnx_export.external import all_tensors
 from exporter.onnx_export.foreign import with_external_data
 from exporter.onnx_export.precision.halving import FIRST_BFLOAT16, halve_
 from exporter.onnx_export.precision.kinds import require_float32
-from exporter.onnx_export.precision.shares import precision_shares, shares_text, stored_in_half
+from exporter.onnx_export.precision.measuring import TOO_LARGE, checked_range
+from exporter.onnx_export.precision.shares import HalfValues, half_values, precision_shares, shares_text
 from exporter.onnx_export.reading import OnnxFile, describe
 from exporter.onnx_export.removing import remove_onnx
 from exporter.onnx_export.writing import INLINE_LIMIT_BYTES, weight_bytes, write_onnx
@@ -60,7 +61,7 @@ def halve_onnx(
     *,
     key: str,
     check_raised: Callable[[OnnxModel, OnnxModel], Mapping[str, str]],
-    check_range: Callable[[OnnxModel, frozenset[str]], Mapping[str, str]] | None = None,
+    check_range: Callable[[OnnxModel, HalfValues], RangeEvidence] | None = None,
 ) -> HalvedOnnx:
     """Write ``given`` to ``path`` in ``config.precision``, with float32 inputs, outputs and islands; ``given`` stays as it is.
 
@@ -104,20 +105,22 @@ def halve_onnx(
     islands = halve_(model, config.precision, config.float32)
     common.RemoveUnusedNodesPass()(model)
     constants = (value.name or "" for value in model.graph.initializers.values() if value.dtype in _HALVES)
-    stored = stored_in_half(model) | {name.removesuffix("/float16").removesuffix("/bfloat16") for name in constants} & names
+    values = half_values(model, islands)
+    stored = values.stored | {name.removesuffix("/float16").removesuffix("/bfloat16") for name in constants} & names
     shares = precision_shares(model)
     if not shares.get(config.precision):
         none = {"file": given.model.path, "found": "every operator stays in float32", "expected": f"operators that compute in {config.precision}"}
         raise ExportError("E466", f"nothing of the network would be in {config.precision}", facts=none, help="take fewer patterns of [onnx] float32")
-    if check_range is not None and config.precision == "float16" and not is_large:
-        lineage |= _checked_range(plain, path, stored, check_range)
+    ranges = None
+    if check_range is not None and config.precision == "float16":
+        ranges = TOO_LARGE if is_large else checked_range(plain, path, values, check_range)
     lineage |= {"opset": str(model.opset_imports[""]), "precision": config.precision, "precision_shares": shares_text(shares)}
     versions = _versions()
     provenance = Provenance(
         "onnx_precision", {"onnx": str(given.model.digest)}, {"precision": config.precision, "float32": list(config.float32)}, versions, lineage
     )
     _label_(model, provenance, islands)
-    return HalvedOnnx(write_onnx(model, path, provenance, key=key), plain, stored)
+    return HalvedOnnx(write_onnx(model, path, provenance, key=key, ranges=ranges), plain, stored)
 
 
 def halved_key(given: OnnxFile, config: OnnxConfig, feeds: str) -> str:
@@ -183,18 +186,6 @@ def _raised(
     finally:
         remove_onnx(between)
     return raised, {"raised_from_opset": str(given.opset), **facts}
-
-
-def _checked_range(
-    plain: onnx.ModelProto, path: Path, stored: frozenset[str], check: Callable[[OnnxModel, frozenset[str]], Mapping[str, str]]
-) -> Mapping[str, str]:
-    """Write the plain model for the time of the check."""
-    between = path.with_name(f".{path.stem}.float32.onnx")
-    try:
-        write_bytes(between, plain.SerializeToString())
-        return check(describe(plain, between, digest_of_file(between), Provenance("onnx_precision")), stored)
-    finally:
-        remove_onnx(between)
 
 
 def _label_(model: ir.Model, provenance: Provenance, islands: Mapping[str, str]) -> None:

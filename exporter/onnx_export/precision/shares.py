@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
-__all__ = ["precision_shares", "shares_text", "stored_in_half"]
+__all__ = ["HalfValues", "half_values", "precision_shares", "shares_text"]
 
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FLOATING = {ir.DataType.DOUBLE: "float64", ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 _EIGHT_BIT = {ir.DataType.INT8: "int8", ir.DataType.FLOAT8E4M3FN: "fp8"}
 _CONVERSIONS = {"Cast", "DequantizeLinear", "QuantizeLinear"}
@@ -43,8 +45,33 @@ def shares_text(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}".replace("%", " %") for name, share in shares.items())
 
 
-def stored_in_half(model: ir.Model) -> frozenset[str]:
-    """Return the names that the values in half precision have in the float32 model: a cast's output is called after its input."""
-    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    values = [value.name or "" for node in model.graph for value in node.outputs if value.dtype in halves]
-    return frozenset(name.removesuffix("/float16").removesuffix("/bfloat16") for name in values)
+@dataclass(frozen=True, slots=True)
+class HalfValues:
+    """What of a float32 model is in half precision after its change, by the names of the float32 model.
+
+    Attributes:
+        stored: values stored in half precision.
+        computed: of these, the ones that a node in half precision makes.
+        constants: modules, or nodes without one, that stay in float32 for a constant beyond half precision.
+    """
+
+    stored: frozenset[str]
+    computed: frozenset[str]
+    constants: frozenset[str] = frozenset()
+
+
+def half_values(model: ir.Model, islands: Mapping[str, str]) -> HalfValues:
+    """Return what is in half precision: a cast's output is called after its input.
+
+    Args:
+        model: in half precision.
+        islands: node name -> why it stays in float32.
+    """
+    made = [(node, value.name or "") for node in model.graph for value in node.outputs if value.dtype in _HALVES]
+    names = {name: name.removesuffix("/float16").removesuffix("/bfloat16") for _, name in made}
+    constants = [node for node in model.graph if islands.get(node.name or "") == "constant"]
+    return HalfValues(
+        stored=frozenset(names.values()),
+        computed=frozenset(names[name] for node, name in made if node.op_type != "Cast"),
+        constants=frozenset(node.metadata_props.get("exporter.module") or node.name or "" for node in constants),
+    )

@@ -15,7 +15,7 @@ from exporter.artifacts import OnnxModel, Provenance
 from exporter.files import digest_of_file, write_bytes
 from exporter.onnx_export.precision.halving import halve_
 from exporter.onnx_export.precision.islands import find_islands, is_float
-from exporter.onnx_export.precision.shares import stored_in_half
+from exporter.onnx_export.precision.shares import half_values
 from exporter.onnx_export.reading import describe
 from exporter.onnx_export.writing import INLINE_LIMIT_BYTES, weight_bytes, write_onnx
 
@@ -81,7 +81,7 @@ class Trials:
 
     def without(self, kept: AbstractSet[str]) -> frozenset[str]:
         """Return the values that are stored in half precision with these nodes kept in float32."""
-        return stored_in_half(self._halved(kept))
+        return half_values(self._halved(kept), {}).stored
 
     def make(self, kept: AbstractSet[str], path: Path) -> Trial:
         """Write the model with these nodes kept in float32.
@@ -91,7 +91,7 @@ class Trials:
         """
         model = self._halved(kept)
         model.metadata_props["exporter.precision"] = self._precision
-        return Trial(write_onnx(model, path, self._given.provenance, key=""), stored_in_half(model))
+        return Trial(write_onnx(model, path, self._given.provenance, key=""), half_values(model, {}).stored)
 
     def _halved(self, kept: AbstractSet[str]) -> ir.Model:
         model = ir.load(self._given.path)
