@@ -28,17 +28,8 @@ from exporter.factories import installed_version
 from exporter.onnx_export.checking import check_against_graph
 from exporter.onnx_export.keys import LIBRARIES
 from exporter.onnx_export.lowering.converting import lower_onnx
-from exporter.onnx_export.precision import (
-    TOO_LARGE,
-    HalfValues,
-    check_patterns,
-    checked_range,
-    half_values,
-    halve_,
-    on_float32,
-    precision_shares,
-    shares_text,
-)
+from exporter.onnx_export.precision import HalfValues, check_patterns, half_values, halve_, precision_shares, shares_text
+from exporter.onnx_export.precision.measuring import TOO_LARGE, checked_range, on_float32
 from exporter.onnx_export.quantising import FIRST_OPSET, find_products, quantise_
 from exporter.onnx_export.removing import remove_onnx
 from exporter.onnx_export.shapes import fix_batch_, name_axes_

@@ -13,18 +13,14 @@ from __future__ import annotations
 
 from exporter.onnx_export.precision.halving import FIRST_BFLOAT16, check_patterns, halve_
 from exporter.onnx_export.precision.kinds import require_float32
-from exporter.onnx_export.precision.measuring import TOO_LARGE, checked_range, on_float32
 from exporter.onnx_export.precision.shares import HalfValues, half_values, precision_shares, shares_text
 
 __all__ = [
     "FIRST_BFLOAT16",
-    "TOO_LARGE",
     "HalfValues",
     "check_patterns",
-    "checked_range",
     "half_values",
     "halve_",
-    "on_float32",
     "precision_shares",
     "require_float32",
     "shares_text",
