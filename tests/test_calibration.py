@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.reference
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent / "contract"))
+
+from bindings import stand_in_python
+from releases import RELEASES
+
 from exporter.artifacts import Outcome
 from exporter.calibration import calibration_of, digest_of_calibration
 from exporter.config import Config, OnnxConfig, ParityConfig, SamplesConfig, load_config
-from exporter.errors import ExportError, SampleError
+from exporter.errors import EngineBuildError, ExportError, SampleError
 from exporter.files import digest_of_file
 from exporter.gates import Gates, candidates_of
 from exporter.older_opset import check_with, lower_for_tensorrt_8
@@ -215,3 +223,20 @@ def test_tensorrt_8_gets_int8_in_opset_17_and_no_fp8(workspace, tmp_path):
     with pytest.raises(ExportError, match="no fp8") as caught:
         lower_for_tensorrt_8(in_8_bits(workspace, "fp8").onnx, tmp_path, check)
     assert caught.value.code == "E487"
+
+
+@pytest.mark.parametrize(("release", "opset"), [(RELEASES[1], 17), (RELEASES[-1], 20)], ids=str)
+def test_an_engine_is_built_from_the_pairs(workspace, tmp_path, monkeypatch, release, opset):
+    """On a stand-in with the release's real bindings: int8 goes to the builder in the opset that it reads, and its layers have to be int8."""
+    project = in_8_bits(workspace, "int8")
+    engine = project.config.tensorrt.replace(python=str(stand_in_python(release, tmp_path)), cache=tmp_path / "cache")
+    built = Workspace(project.config.replace(tensorrt=engine), folder=tmp_path)
+    built.__dict__.update(graph=workspace.graph, weights=workspace.weights, onnx=project.onnx)
+    with pytest.raises(EngineBuildError, match="does not have the precision") as caught:
+        built.build(project.onnx)  # the layers of the stand-in are in float32
+    assert (caught.value.code, caught.value.facts["expected"]) == ("E507", "int8")
+    monkeypatch.setenv("EXPORTER_CONTRACT_SCENARIO", json.dumps({"layer_dtype": "INT8"}))
+    plan = built.build(project.onnx)
+    assert (plan.precision, plan.realised_precision) == ("int8", {"int8": 1.0})
+    assert plan.provenance.lineage["opset"] == str(opset)
+    assert plan.provenance.lineage["calibration"] == "entropy, 256 samples"
