@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
 
+from exporter.artifacts import Folded
+from exporter.report.fold_table import fold_table
 from exporter.report.network import lanes_of, rows_of
 from exporter.report.network_picture import LEGEND, network_picture
 from exporter.report.page import page_from_report
@@ -124,3 +127,18 @@ def test_large_networks_stay_small(net) -> None:
     report = net.report()
     assert len(report.folded) + len(report.refusals) >= 300
     assert len(page_from_report(report).encode()) < 1_000_000
+
+
+def test_what_was_absorbed_stands_in_the_table_apart() -> None:
+    """A layer scale that is gone has a row and a filter of its own, and the row of its convolution in the picture; it is no BatchNorm there."""
+    net = Net()
+    net.conv("conv")
+    net.add("scale", "mul", "scale")
+    scale = Folded("scale", "conv", "conv2d+mul", 8, 0.1)
+    report = dataclasses.replace(net.report(), absorbed=(scale,))
+    _, row = rows_of(report.sketch, report.folded, report.refusals)
+    assert (row.kind, row.taken, row.behind) == ("product", [], ["mul"])
+    table = fold_table(report)
+    assert table["every_fold"] == [scale]
+    assert table["fold_filters"] == [("all", "all", 1), ("absorbed", "absorbed", 1)]
+    assert '<tr class="absorbed">' in page_from_report(report)

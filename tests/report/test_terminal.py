@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.artifacts import Cost, Outcome, Refusal, RefusalReason, Verdict
+from exporter.artifacts import Cost, Folded, Outcome, Refusal, RefusalReason, Verdict
 from exporter.report import render_bake, render_fold, render_terminal, render_verdict
 from tests.report import builders
 
@@ -113,3 +113,12 @@ def test_fold_says_what_a_run_costs() -> None:
     """FLOPs and bytes before and after stand on a line of their own, with their units."""
     costs = (Cost(4_100_000_000, 96_200_000), Cost(999, 88_000))
     assert render_fold((), (), 0, 12, 12, costs=costs)[1] == "cost   4.1 G → 999 FLOPs · 96.2 MB → 88.0 kB read and written, each run"
+
+
+def test_what_else_was_absorbed_has_a_line_of_its_own() -> None:
+    """Products and sums that stood alone are no BatchNorms: the first line does not count them."""
+    absorbed = (Folded("block.scale", "block.conv", "conv2d+mul", 8, 0.1), Folded("scale", "head", "mul+linear", 8, 2.0, "ahead"))
+    assert render_fold((), (), 0, 12, 10, absorbed=absorbed) == [
+        "folded 0 of 0 BatchNorm   ops 12 → 10",
+        "absorbed 2 products and sums with constants   conv2d+mul 1 · mul+linear 1",
+    ]

@@ -25,6 +25,7 @@ __all__ = ["Chain", "chains_in"]
 _PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _PARTS = {"Erf", "Tanh", "Sqrt", "Reciprocal"}
 """Of a GELU or a normalisation in parts: runtimes know the whole by its shape, and make one kernel of it."""
+_NOTHING = {"Identity", "Dropout"}
 _STEPS = 3
 _CALLED_NORM = re.compile(r"batch_?norm", re.IGNORECASE)
 
@@ -84,8 +85,8 @@ def chains_in(nodes: Iterable[ir.Node], facts: Facts, taken: set[ir.Node]) -> It
 
 
 def _lone(chain: Chain, facts: Facts) -> Chain | None:
-    """Return a chain that looks like no BatchNorm with one number for each channel; None where it does nothing, or nobody can take it."""
-    if (np.all(chain.s == 1.0) and not np.any(chain.t)) or _is_part_of_another(chain.data, facts):
+    """Return a chain that looks like no BatchNorm with one number for each channel; None where it adds zeros, or nobody can take it."""
+    if (not chain.scales and not np.any(chain.t)) or _is_part_of_another(chain.data, facts):
         return None
     axis = _axis_beside(chain, facts) if chain.axis is None else chain.axis
     shape = facts.shape(chain.data) or ()
@@ -96,12 +97,25 @@ def _lone(chain: Chain, facts: Facts) -> Chain | None:
 
 
 def _axis_beside(chain: Chain, facts: Facts) -> int | None:
-    """Return the axis of the channels of the product right in front of a chain, or right behind it."""
-    before, users = _product(chain.data.producer(), facts), chain.nodes[-1].outputs[0].uses()
+    """Return the axis of the channels of the product next to a chain, in front of it or behind it."""
+    source, made = chain.data.producer(), chain.nodes[-1].outputs[0]
+    while source is not None and source.op_type in _NOTHING and source.inputs[0] is not None:
+        source = source.inputs[0].producer()
+    before = _product(source, facts)
     if before is not None:
         return before.output_axis
-    behind = _product(next(iter(users))[0], facts) if len(users) == 1 else None
-    return behind.input_axis if behind is not None and behind.data == chain.nodes[-1].outputs[0].name else None
+    user = _reader(made)
+    while user is not None and user.op_type in _NOTHING:
+        made = user.outputs[0]
+        user = _reader(made)
+    behind = _product(user, facts) if user is not None and user.op_type in _PRODUCTS else None
+    return behind.input_axis if behind is not None and behind.data == made.name else None
+
+
+def _reader(value: ir.Value) -> ir.Node | None:
+    """Return the one node that reads a value."""
+    uses = value.uses()
+    return next(iter(uses))[0] if len(uses) == 1 else None
 
 
 def _product(node: ir.Node | None, facts: Facts) -> Linear | None:

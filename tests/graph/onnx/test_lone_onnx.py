@@ -16,6 +16,16 @@ TAKEN = {
     "a divisor": ([CONV, node("Div", "c k", "m"), node("Sigmoid", "m", "y")], {**WEIGHT, **CHANNELS}, ["Conv", "Sigmoid"]),
     "taken from a constant": ([CONV, node("Sub", "k c", "m"), node("Sigmoid", "m", "y")], {**WEIGHT, **CHANNELS}, ["Conv", "Sigmoid"]),
     "a single number": ([CONV, node("Mul", "c k", "m"), node("Sigmoid", "m", "y")], {**WEIGHT, "k": np.array(0.5)}, ["Conv", "Sigmoid"]),
+    "a layer scale that is one": (
+        [CONV, node("Mul", "c k", "m"), node("Sigmoid", "m", "y")],
+        {**WEIGHT, "k": np.ones((4, 1, 1))},
+        ["Conv", "Sigmoid"],
+    ),
+    "a factor and an offset, past what does nothing": (
+        [node("Sigmoid", "x", "s"), node("Mul", "s k", "m"), node("Add", "m b", "a"), node("Identity", "a", "i"), node("Conv", "i w", "y")],
+        {**WEIGHT, "k": np.array([0.9]), "b": np.array([-0.4])},
+        ["Sigmoid", "Identity", "Conv"],
+    ),
     "in front": (
         [node("Sigmoid", "x", "s"), node("Div", "s k", "m"), node("Conv", "m w", "c", pads=[1, 1, 1, 1]), node("Sigmoid", "c", "y")],
         {**WEIGHT, "k": np.array(255.0)},
