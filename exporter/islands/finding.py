@@ -98,7 +98,7 @@ def find_islands(workspace: Workspace, *, engine: bool = False, builds: int | No
     config = workspace.config
     if config.onnx.precision not in _HALVES:
         facts = {"at": "onnx -> precision", "found": config.onnx.precision, "expected": " or ".join(_HALVES)}
-        problem = "which layers stay in float32 is a question of half precision"
+        problem = "islands are searched for in half precision only"
         raise ConfigError("E566", problem, facts=facts, help='[onnx] precision = "float16"')
     if engine:
         workspace.require_engine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,3 +92,44 @@ def test_a_file_that_is_no_onnx_is_refused(model, tensorrt, tmp_path):
         build_engine(broken, tmp_path / "a.plan", tensorrt, parse_profiles((), model.inputs, batch=1), key="0" * 64)
     assert caught.value.code == "E501"
     assert not (tmp_path / "a.plan").exists()
+
+
+OVERFLOWING = """
+import torch
+from torch import nn
+
+
+def build():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Softsign(), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1))
+    with torch.no_grad():
+        network[2].weight.fill_(5e4)
+        network[3].weight.fill_(2e-5)
+    return network.eval()
+"""
+
+
+def test_the_islands_of_an_engine_are_found(tensorrt, tmp_path):
+    """Engines are built until one passes; the convolutions with values beyond float16 between them are among its islands."""
+    import torch
+
+    from exporter.config import BakeConfig, Config, ModelConfig, OnnxConfig, ReportConfig
+    from exporter.factories import build_model
+    from exporter.islands import find_islands
+    from exporter.workspace import Workspace
+
+    (tmp_path / "network.py").write_text(OVERFLOWING)
+    model = ModelConfig(factory="network.py:build", inputs=({"name": "image", "shape": [2, 3, 16, 16]},))
+    torch.save(build_model(model, base=tmp_path).state_dict(), tmp_path / "net.pt")
+    config = Config(
+        checkpoint=Path("net.pt"),
+        model=model,
+        weights=BakeConfig(choice="raw"),
+        onnx=OnnxConfig(precision="float16"),
+        tensorrt=tensorrt.replace(cache=tmp_path / "cache"),
+        report=ReportConfig(directory=Path("work")),
+        base=tmp_path,
+    )
+    found = find_islands(Workspace(config), engine=True, builds=30)
+    assert found.outcome is Outcome.PASS, found
+    assert {island.module for island in found.islands} >= {"2", "3"}

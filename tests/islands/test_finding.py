@@ -120,7 +120,7 @@ def test_a_limit_that_leaves_the_two_ends(workspace):
 
 def test_float32_has_no_islands(workspace):
     """The question is one of half precision."""
-    with pytest.raises(ConfigError, match="a question of half precision") as caught:
+    with pytest.raises(ConfigError, match="in half precision only") as caught:
         find_islands(workspace("plain", precision="float32"))
     assert caught.value.code == "E566"
 
