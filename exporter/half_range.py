@@ -22,6 +22,7 @@ __all__ = ["beyond_float16", "feeds_to_measure", "range_check", "range_verdict"]
 
 _SHOWN = 8
 _MANY = 10.0
+_SMALLEST_SHOWN = 0.001
 _FEWER = 3
 _COARSE = 512.0
 """From here on neighbours in float16 are 0.5 apart, and more."""
@@ -63,7 +64,8 @@ def _told(ranges: RangeEvidence) -> str:
     if not ranges.largest:
         return "every value that is stored in float16 is zero"
     margin = ranges.limit / ranges.largest
-    below = f"; at most {ranges.small_share:.1%} of one tensor below 6.1e-5, where digits are lost: {ranges.small_in}" if ranges.small_share else ""
+    share = f"at most {ranges.small_share:.1%}" if ranges.small_share >= _SMALLEST_SHOWN else f"under {_SMALLEST_SHOWN:.1%}"
+    below = f"; {share} of one tensor below 6.1e-5, where digits are lost: {ranges.small_in}" if ranges.small_share else ""
     return f"largest value {ranges.largest:.3g} in {ranges.largest_in}, {_times(margin)} times below {ranges.limit:g}{below}"
 
 
