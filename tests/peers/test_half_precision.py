@@ -18,17 +18,17 @@ from exporter.verify import compare, make_feeds, measure_own_error, measure_refe
 pytestmark = [pytest.mark.peers, pytest.mark.slow]
 
 NETWORKS = [
-    # factory, side of the image, precision
-    ("timm:resnet18", 64, "float16"),
-    ("timm:mobilenetv3_small_050", 64, "bfloat16"),
-    ("timm:convnext_atto", 64, "float16"),
-    ("timm:vit_tiny_patch16_224", 224, "float16"),
-    ("timm:vit_tiny_patch16_224", 224, "bfloat16"),
-    ("timm:regnety_002", 64, "bfloat16"),
+    # factory, side of the image
+    ("timm:resnet18", 64),
+    ("timm:mobilenetv3_small_050", 64),
+    ("timm:convnext_atto", 64),
+    ("timm:vit_tiny_patch16_224", 224),
+    ("timm:regnety_002", 64),
 ]
 
 
-@pytest.mark.parametrize(("factory", "side", "precision"), NETWORKS, ids=[f"{row[0]} {row[2]}" for row in NETWORKS])
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("factory", "side"), NETWORKS, ids=[row[0] for row in NETWORKS])
 def test_parity_with_the_own_error_of_half_precision(factory, side, precision, tmp_path):
     """By the rule of verdicts, measured with the unfused network in torch in the same precision, the file passes."""
     model = ModelConfig(factory=factory, inputs=(InputConfig(name="image", shape=(2, 3, side, side)),))
