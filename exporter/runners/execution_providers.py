@@ -26,9 +26,9 @@ def device_of(provider: str) -> str:
     return "cuda" if provider in _ON_CUDA else "cpu"
 
 
-def with_options(provider: str) -> list[Any]:
-    """Return what a session is made with: TF32 is off, and CUDA stands behind TensorRT for the nodes that TensorRT does not take."""
-    cuda = (CUDA, {"use_tf32": "0"})
+def with_options(provider: str, *, tf32: bool = False) -> list[Any]:
+    """Return what a session is made with: TF32 as asked for, and CUDA stands behind TensorRT for the nodes that TensorRT does not take."""
+    cuda = (CUDA, {"use_tf32": "1" if tf32 else "0"})
     if provider == TENSORRT:
         return [TENSORRT, cuda]
     return [cuda if provider == CUDA else provider]

@@ -29,9 +29,12 @@ class OnnxruntimeRunner:
         threads: intra-operator threads; between operators there is one.
         optimize: at the full level (``ORT_ENABLE_ALL``), else operator after operator as the file has them (``ORT_DISABLE_ALL``). A model in fp8 is
             never optimized: ONNX Runtime (1.23 to 1.31) makes operators of it that it does not load, or that compute something else.
+        tf32: the CUDA provider may use TF32 for float32 products; where it is, ``settings`` say so.
     """
 
-    def __init__(self, model: OnnxModel, *, name: str = "onnx", provider: str = CPU, threads: int = 1, optimize: bool = True) -> None:
+    def __init__(
+        self, model: OnnxModel, *, name: str = "onnx", provider: str = CPU, threads: int = 1, optimize: bool = True, tf32: bool = False
+    ) -> None:
         self.name = name
         self.provider = provider
         self.precision = _precision(model)
@@ -40,6 +43,9 @@ class OnnxruntimeRunner:
         self.load_ms = 0.0
         self._level = "ORT_ENABLE_ALL" if optimize and self.precision != "fp8" else "ORT_DISABLE_ALL"
         self.settings = {"provider": provider, "optimization": self._level, "threads": f"{threads} intra, 1 inter"}
+        self._tf32 = tf32 and self.device == "cuda"
+        if self._tf32:
+            self.settings["tf32"] = "on"
         self._model = model
         self._num_threads = threads
         self._session: Any = None
@@ -78,7 +84,7 @@ class OnnxruntimeRunner:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         start = time.perf_counter()
         try:
-            session = self._open(options, with_options(self.provider))
+            session = self._open(options, with_options(self.provider, tf32=self._tf32))
         except _ort_errors() as err:
             found = str(err).strip().split("\n")[0]
             if self.provider != CPU and self._opens_on_the_cpu(options):

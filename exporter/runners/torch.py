@@ -1,7 +1,7 @@
 """Run a torch module in a declared precision, on the CPU or on a CUDA device.
 
 The module is copied before it is cast or moved, so the caller's module stays as it is. On CUDA, TF32 is off while the module
-runs: float32 means float32. The number of threads is set while running and put back afterwards.
+runs, unless it was asked for: float32 means float32. The number of threads is set while running and put back afterwards.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class TorchRunner:
         device: ``cpu`` or ``cuda``.
         threads: intra-operator threads on the CPU.
         cuda_graph: time replays of a captured CUDA graph rather than launches, where the module can be captured.
+        tf32: on CUDA, float32 products and convolutions may use TF32; ``settings`` say whether.
     """
 
     def __init__(
@@ -62,13 +63,15 @@ class TorchRunner:
         device: Literal["cpu", "cuda"] = "cpu",
         threads: int = 1,
         cuda_graph: bool = False,
+        tf32: bool = False,
     ) -> None:
         self.name = name
         self.precision: str = precision
         self.device: str = device
         self.threads: int | None = threads if device == "cpu" else None
         self.load_ms = 0.0
-        self.settings: dict[str, str] = {"mode": "inference", "tf32": "off"} if device == "cuda" else {"mode": "inference", "threads": str(threads)}
+        on_device = {"tf32": "on" if tf32 else "off"} if device == "cuda" else {"threads": str(threads)}
+        self.settings: dict[str, str] = {"mode": "inference", **on_device}
         self._inputs = tuple(_spec(item) for item in inputs)
         self._outputs = tuple(item if isinstance(item, TensorSpec) else TensorSpec(item, (), "") for item in outputs)
         self._source = module
@@ -76,6 +79,7 @@ class TorchRunner:
         self._dtype: torch.dtype = getattr(torch, precision)
         self._order = tuple(range(len(inputs)))
         self._cuda_graph = cuda_graph and device == "cuda"
+        self._tf32 = tf32
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -177,7 +181,7 @@ class TorchRunner:
                 stack.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(self.threads)
             if self.device == "cuda":
-                stack.enter_context(_without_tf32())
+                stack.enter_context(_tf32_set(self._tf32))
             yield
 
 
@@ -258,9 +262,9 @@ def _raise_dtype(argument: Any) -> Any:  # noqa: ANN401 - any argument of a node
 
 
 @contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
+def _tf32_set(allowed: bool) -> Iterator[None]:  # noqa: FBT001 - what is set
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:
         yield
     finally:

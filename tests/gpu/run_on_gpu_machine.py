@@ -1,14 +1,15 @@
 """Everything that needs a GPU in one call, on a machine that has torch and cannot download anything.
 
     python tests/gpu/run_on_gpu_machine.py collect WHEELS        where there is a registry: the wheels that such a machine lacks
-    python tests/gpu/run_on_gpu_machine.py run OUT [--wheels WHEELS] [--networks digits,resnet50] [--batches 1,8,64]
+    python tests/gpu/run_on_gpu_machine.py run OUT [--wheels WHEELS] [--no-tests] [--minutes 9] [what bench/gpu.py takes: --networks digits,resnet50]
 
 ``run`` needs Python 3.10 to 3.13 with torch 2.11 or newer, onnx, onnxscript, numpy, scipy, safetensors, ml-dtypes and pytest. A
 missing platformdirs is taken from WHEELS. It runs the tests marked ``gpu`` and then ``bench/gpu.py``, and leaves in OUT:
-``pytest.txt``, ``junit.xml``, and per network a page and the raw samples. ``EXPORTER_TENSORRT_PYTHON`` names an interpreter with TensorRT.
+``pytest.txt``, ``junit.xml``, and per network and precision a page and the raw samples. ``EXPORTER_TENSORRT_PYTHON`` names an interpreter with
+TensorRT. ``--minutes`` counts from the start, the tests included: the bench has what they leave.
 
-What a machine lacks is skipped with its reason, in the tests and on the pages: without torchvision the networks other than ``digits``,
-with an ONNX Runtime built for the CPU its CUDA provider, without TensorRT the engine. The exit status is pytest's, or that of the bench.
+What a machine lacks is skipped with its reason, in the tests and on the pages: with an ONNX Runtime built for the CPU its CUDA provider, without
+TensorRT the engine. The exit status is pytest's, or that of the bench.
 Standard library alone, so that it can say what is missing.
 """
 
@@ -20,6 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,8 +42,9 @@ def missing(names: tuple[str, ...]) -> list[str]:
     return [name for name in names if importlib.util.find_spec(name) is None]
 
 
-def run(out: Path, wheels: Path | None, networks: str, batches: str) -> int:
-    """Run tests and measurements."""
+def run(out: Path, wheels: Path | None, options: list[str], *, with_tests: bool, minutes: float) -> int:
+    """Run tests and measurements; ``options`` are those of ``bench/gpu.py``."""
+    start = time.monotonic()
     lacking = missing(NEEDED)
     if lacking:
         print(f"this interpreter ({sys.executable}) lacks {', '.join(lacking)}", file=sys.stderr)
@@ -74,10 +77,13 @@ def run(out: Path, wheels: Path | None, networks: str, batches: str) -> int:
             "default",
             f"--junitxml={out / 'junit.xml'}",
         ]
-        with (out / "pytest.txt").open("w", encoding="utf-8") as log:
-            tested = subprocess.run(tests, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-        print((out / "pytest.txt").read_text(encoding="utf-8")[-6000:], flush=True)
-        bench = [sys.executable, "bench/gpu.py", str(out.absolute()), "--networks", networks, "--batches", batches]
+        tested = 0
+        if with_tests:
+            with (out / "pytest.txt").open("w", encoding="utf-8") as log:
+                tested = subprocess.run(tests, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+            print((out / "pytest.txt").read_text(encoding="utf-8")[-6000:], flush=True)
+        left = minutes - (time.monotonic() - start) / 60
+        bench = [sys.executable, "bench/gpu.py", str(out.absolute()), "--minutes", f"{left:.2f}", *options]
         measured = subprocess.run(bench, cwd=ROOT, env=environment, check=False).returncode
     return tested or measured
 
@@ -92,12 +98,14 @@ def main() -> int:
     running = verbs.add_parser("run", help="run the tests and measure")
     running.add_argument("out", type=Path)
     running.add_argument("--wheels", type=Path)
-    running.add_argument("--networks", default="digits,resnet50")
-    running.add_argument("--batches", default="1,8,64")
-    arguments = parser.parse_args()
+    running.add_argument("--no-tests", action="store_true", help="measure only")
+    running.add_argument("--minutes", type=float, default=float("inf"), help="for tests and measurements; nothing is begun after them")
+    arguments, options = parser.parse_known_args()
     if arguments.verb == "collect":
+        if options:
+            parser.error(f"unknown: {' '.join(options)}")
         return collect(arguments.wheels, arguments.python)
-    return run(arguments.out.absolute(), arguments.wheels, arguments.networks, arguments.batches)
+    return run(arguments.out.absolute(), arguments.wheels, options, with_tests=not arguments.no_tests, minutes=arguments.minutes)
 
 
 if __name__ == "__main__":

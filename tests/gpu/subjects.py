@@ -1,17 +1,18 @@
-"""What is measured on a GPU: networks taken through the whole chain, from a checkpoint or from random weights, to ONNX."""
+"""What is measured on a GPU: networks taken through the whole chain, from a checkpoint or with random weights, to ONNX."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from exporter.artifacts import Graph, OnnxModel, Provenance
 from exporter.config import BakeConfig, FoldConfig, InputConfig, ModelConfig, OnnxConfig, SamplesConfig, TensorrtConfig
 from exporter.samples import Samples, read_samples
 
-__all__ = ["DIGITS", "TENSORRT_PYTHON", "Subject", "digits", "from_factory", "has_cuda", "tensorrt_config"]
+__all__ = ["DIGITS", "TENSORRT_PYTHON", "Subject", "digits", "has_cuda", "random_network", "tensorrt_config"]
 
 DIGITS = Path(__file__).resolve().parents[2] / "fixtures" / "digits"
 TENSORRT_PYTHON = os.environ.get("EXPORTER_TENSORRT_PYTHON", "")
@@ -24,7 +25,7 @@ class Subject:
 
     name: str
     graph: Graph
-    onnx: OnnxModel
+    folder: Path
     samples: Samples | None
     samples_config: SamplesConfig
     weights: str
@@ -34,6 +35,19 @@ class Subject:
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs."""
         return tuple(spec.name for spec in self.graph.outputs)
+
+    @cached_property
+    def onnx(self) -> OnnxModel:
+        """The fused network as a float32 file."""
+        return self.onnx_in("float32")
+
+    def onnx_in(self, precision: str, *, opset: int = 0) -> OnnxModel:
+        """Write and return the fused network in a precision; by default in the oldest opset from 20 on that has it."""
+        from exporter.onnx_export import export_onnx
+
+        opset = opset or (22 if precision == "bfloat16" else 20)
+        path = self.folder / f"{self.name}.{precision}.opset{opset}.onnx"
+        return export_onnx(self.graph, path, OnnxConfig(precision=precision, opset=opset), key="0" * 64)
 
 
 def digits(folder: Path) -> Subject:
@@ -50,37 +64,19 @@ def digits(folder: Path) -> Subject:
     return _finish("digits", module, example_inputs(model, samples), ("logits",), folder, samples, "averaged weights of the fixture")
 
 
-def from_factory(name: str, factory: str, shape: tuple[int, ...], folder: Path) -> Subject:
-    """Return a network with random weights, whose BatchNorm statistics are random too, so that folding changes every weight."""
-    import torch
+def random_network(name: str, folder: Path, *, side: int = 224) -> Subject:
+    """Return a network of ``bench/gpu_networks.py`` with random weights, for images of this side."""
+    from bench.gpu_networks import with_random_weights
 
-    from exporter.factories import build_model
-
-    with torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(0)
-        module = build_model(ModelConfig(factory=factory), base=Path())
-        generator = torch.Generator().manual_seed(1)
-        for part in module.modules():
-            if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
-                part.running_mean.normal_(0, 0.1, generator=generator)
-                part.running_var.uniform_(0.5, 1.5, generator=generator)
-    module.eval()
-    return _finish(name, module, (InputConfig(name="input", shape=(2, *shape)),), (), folder, None, "random weights, seed 0")
+    inputs = (InputConfig(name="x", shape=(2, 3, side, side)),)
+    return _finish(name, with_random_weights(name), inputs, (), folder, None, f"random weights, seed 0; images of 3 x {side} x {side}")
 
 
 def _finish(name, module, inputs, outputs, folder, samples, weights) -> Subject:
     from exporter.graph import fold, trace
-    from exporter.onnx_export import export_onnx
 
-    config = ModelConfig(outputs=outputs)
-    if samples is None:
-        import inspect
-
-        first = next(iter(inspect.signature(module.forward).parameters))
-        inputs = tuple(entry.replace(name=first) for entry in inputs)
-    graph = fold(trace(module, inputs, outputs=config.outputs), FoldConfig(), provenance=Provenance("graph"))
-    model = export_onnx(graph, folder / f"{name}.onnx", OnnxConfig(), key="0" * 64)
-    return Subject(name, graph, model, samples, SamplesConfig(labels="label", random=8, limit=64), weights)
+    graph = fold(trace(module, inputs, outputs=outputs), FoldConfig(), provenance=Provenance("graph"))
+    return Subject(name, graph, folder, samples, SamplesConfig(labels="label", random=8, limit=64), weights)
 
 
 def has_cuda() -> str:

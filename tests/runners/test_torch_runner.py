@@ -12,6 +12,7 @@ from exporter.artifacts import TensorSpec
 from exporter.config import InputConfig
 from exporter.errors import InternalError, ModelNotSupported, NoGpu, SampleError
 from exporter.runners import Runner, TorchRunner, torch_timing
+from exporter.runners import torch as torch_runner
 
 INPUTS = (TensorSpec("x", ("batch", 3), "float32"),)
 FEED = {"x": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)}
@@ -40,6 +41,23 @@ def test_runs_in_the_declared_precision(precision):
     np.testing.assert_allclose(output.astype(np.float64), exact, atol=eps)
     assert module.weight.dtype is torch.float32
     assert module.training
+
+
+def test_tf32_is_stated_and_off_unless_asked_for():
+    """On CUDA the settings say whether float32 products may use TF32; the CPU has none to speak of."""
+    asked = {tf32: TorchRunner("torch", linear(), INPUTS, ("y",), device="cuda", tf32=tf32).settings["tf32"] for tf32 in (False, True)}
+    assert asked == {False: "off", True: "on"}
+    assert TorchRunner("torch", linear(), INPUTS, ("y",), device="cuda").settings["tf32"] == "off"
+    assert "tf32" not in TorchRunner("torch", linear(), INPUTS, ("y",), tf32=True).settings
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_set_while_a_block_runs_and_put_back(allowed):
+    """Both switches of torch are as asked inside, and as they were outside."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    with torch_runner._tf32_set(allowed):
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (allowed, allowed)
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
 
 
 def test_module_in_training_mode_runs_in_eval_mode():
