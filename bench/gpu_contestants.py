@@ -49,7 +49,7 @@ class Entry:
 
 
 class CompiledTorchRunner(TorchRunner):
-    """Runs what ``torch.compile`` makes of the whole module by its defaults: it is compiled while it runs, for a few shapes, and never runs otherwise."""
+    """Runs what ``torch.compile`` makes of the whole module by its defaults: compiled when a new shape comes, and never run otherwise."""
 
     backend = "inductor"
 
