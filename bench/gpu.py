@@ -35,7 +35,7 @@ from subjects import Subject, digits, random_network, tensorrt_config
 
 from bench.gpu_contestants import NAMES, PRECISIONS, Entry, contestants, torch_runner
 from bench.gpu_networks import NETWORKS
-from exporter.artifacts import LatencyEvidence, ParityEvidence, Verdict, to_json
+from exporter.artifacts import LatencyEvidence, Outcome, ParityEvidence, Verdict, to_json
 from exporter.config import LatencyConfig, ParityConfig
 from exporter.engine import probe
 from exporter.errors import ExporterError
@@ -184,6 +184,8 @@ def page(entry: Entry, rows: list[dict[str, Any]], machine: dict[str, str]) -> s
     columns += ("unfused p50 ms", "clock", "launch / of unfused", "verdict")
     lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     lines += [_row(row) for row in rows if "latency" in row]
+    failed = {row["candidate"]: row["parity"] for row in rows if "parity" in row and row["parity"].outcome is not Outcome.PASS}
+    lines += ["", *(f"- {name}: parity {verdict.outcome.value}, {verdict.reason}" for name, verdict in failed.items())] if failed else []
     missing = [f"- {row['candidate']}: NOT_RUN, {row['not_run']}" for row in rows if "not_run" in row]
     return "\n".join([*lines, *(["", *missing] if missing else []), ""])
 

@@ -232,7 +232,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
 
 
 def with_random_weights(name: str) -> nn.Module:
-    """Return a network in eval mode whose statistics are those of random images, each moved at random, so that a fold changes every weight.
+    """Return a network in eval mode with statistics of random images, dark and bright, each moved at random: a fold changes every weight.
 
     Statistics that do not belong to the weights would let the signal grow or die from layer to layer, and every precision would agree on nothing.
     Scales of shortcuts are random too, so that every layer counts.
@@ -249,7 +249,9 @@ def with_random_weights(name: str) -> nn.Module:
         for norm in norms:
             norm.momentum = None  # the mean of what is seen
         if norms:
-            network.train()(torch.randn(8, 3, 64, 64, generator=generator))
+            contrast = torch.logspace(-2, 0.5, 16)[:, None, None, None]
+            brightness = torch.randn(16, 3, 1, 1, generator=generator)
+            network.train()(contrast * torch.randn(16, 3, 128, 128, generator=generator) + brightness)
         for norm in norms:
             norm.momentum = 0.1
             norm.num_batches_tracked.zero_()
