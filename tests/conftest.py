@@ -11,6 +11,16 @@ from pathlib import Path
 
 import pytest
 
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # a GPU machine has no Hypothesis, and the tests for it need none
+    pass
+else:  # the same examples in every run, and none that fails because the machine is slow
+    settings.register_profile(
+        "exporter", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    )
+    settings.load_profile("exporter")
+
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # before numpy and torch read them: timings and sums do not depend on the machine's load
 os.environ.setdefault("MPLBACKEND", "Agg")

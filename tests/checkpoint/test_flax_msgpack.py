@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.artifacts import TensorRef, walk
@@ -173,7 +173,7 @@ def test_other_files_are_not_taken_for_it(content: bytes, tmp_path: Path) -> Non
     assert refused(tmp_path, content + bytes(30)).code in {"E105", "E130"}
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_damage_ends_in_a_refusal_or_in_other_values(tmp_path: Path, data: st.DataObject) -> None:
     """There are no checksums; but nothing else than an error of ours comes of damage."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.artifacts import TensorRef, walk
@@ -389,7 +389,7 @@ def test_any_bytes_are_fields_or_malformed(content: bytes) -> None:
         pass
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_damaged_index_is_refused(tmp_path: Path, data: st.DataObject) -> None:
     """Any byte of the index may differ, and it may end anywhere: the checkpoint is refused, or as it was where padding was hit."""
@@ -409,7 +409,7 @@ def test_a_damaged_index_is_refused(tmp_path: Path, data: st.DataObject) -> None
     assert {name: read_tensor(ref).tobytes() for name, ref in found.root["variables"].items()} == {n: v.tobytes() for n, v in VALUES.items()}
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_rows_that_were_tampered_with(tmp_path: Path, data: st.DataObject) -> None:
     """With the checksums of the table made right again, what the rows say is refused or lies within the data file."""

@@ -39,7 +39,7 @@ PLAIN = st.recursive(
 
 
 @given(value=PLAIN, protocol=st.integers(0, 5))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_plain_data_as_pickle_reads_them(value: object, protocol: int) -> None:
     """For every protocol the tree equals what pickle gives, with the same types, and nothing was called."""
     unpickler = Unpickler(pickle.dumps(value, protocol))

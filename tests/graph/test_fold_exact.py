@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Sequence, error_in_float64, folded, trained
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ def test_input_with_a_name_of_pythons():
     assert error_in_float64(graph, (2, 3, 8, 8)) <= BOUND
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(
     spatial=st.integers(1, 3),
     groups=st.sampled_from([1, 2, 4]),

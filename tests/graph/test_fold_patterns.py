@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import IMAGE, Sequence, error_in_float64, folded, trained
 from torch import Tensor, nn
@@ -288,7 +288,7 @@ def test_slices_that_overlap_are_not_scaled():
     assert error_in_float64(graph) <= BOUND
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(
     groups=st.sampled_from([1, 2, 4]),
     multiple=st.integers(1, 2),
@@ -310,7 +310,7 @@ def test_before_any_convolution_without_zeros_at_its_border(groups, multiple, ke
     assert error_in_float64(graph, (2, 4, 7, 7)) <= BOUND
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 @given(
     spatial=st.integers(1, 3),
     groups=st.sampled_from([1, 2]),
@@ -334,7 +334,7 @@ def test_behind_any_transposed_convolution(spatial, groups, kernel, stride, padd
     assert error_in_float64(graph, shape) <= BOUND
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20)
 @given(kernel=st.sampled_from([1, 3, 5]), dilation=st.integers(1, 2), groups=st.sampled_from([1, 2, 4]), seed=st.integers(0, 99))
 def test_branches_of_any_kernel(kernel, dilation, groups, seed):
     """A BatchNorm beside a convolution that keeps the size becomes a tap on its diagonal, also in groups and with dilation."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Sequence, error_in_float64, folded, trained
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ def two(first: nn.Module, second: nn.Module) -> nn.Module:
     return Sequence(before=nn.Sigmoid(), first=first, bn=second, behind=nn.Sigmoid())
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20)
 @given(
     gamma=st.sampled_from(["mixed", "zero", "negative"]),
     var=st.sampled_from(["usual", "tiny"]),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import IMAGE, Sequence, error_in_float64, folded, trained
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ def one(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + 0.1
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(
     operation=st.sampled_from(sorted(OPERATIONS)),
     constant=st.sampled_from(["channels", "one", "number"]),

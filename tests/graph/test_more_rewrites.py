@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Sequence, error_in_float64, folded, trained
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ def test_copy_behind_a_folded_batch_norm_is_not_made():
     assert error_in_float64(graph, SHAPE, level="aggressive") <= BOUND
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15)
 @given(
     groups=st.sampled_from([1, 2]),
     pool=st.sampled_from([{"kernel_size": 2}, {"kernel_size": 3, "stride": 1, "padding": 1}]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Sequence, error_in_float64, folded, trained
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ def aggressive(network: nn.Module, shape: tuple[int, ...]):
     return folded(Sequence(relu=nn.ReLU(), **dict(network.named_children())), shape, level="aggressive")
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(
     spatial=st.integers(1, 3),
     groups=st.sampled_from([1, 2, 4]),
@@ -59,7 +59,7 @@ def test_border_is_what_the_convolution_makes_of_the_shift(spatial, groups, is_t
     np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=1e-12)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 @given(
     spatial=st.integers(1, 3),
     groups=st.sampled_from([1, 2, 4]),
@@ -81,7 +81,7 @@ def test_before_any_convolution_that_pads(spatial, groups, kernel, stride, dilat
     assert error_in_float64(graph, shape, level="aggressive") <= BOUND
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20)
 @given(
     spatial=st.integers(1, 3),
     groups=st.sampled_from([1, 2]),

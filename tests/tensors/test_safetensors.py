@@ -102,7 +102,7 @@ SPECS = st.dictionaries(
 
 
 @given(content=SPECS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_our_headers_are_read_by_the_library(content: dict[str, tuple[list[int], str]]) -> None:
     """For any names, shapes and dtypes the library accepts the file and sees the same tensors, aligned."""
     specs = ordered_specs(TensorSpec(name, tuple(shape), dtype) for name, (shape, dtype) in content.items())

@@ -180,7 +180,7 @@ def test_complex_outputs_are_compared_as_pairs():
     assert judge_output("y", [reference], [own], [reference.conj().astype(np.complex64)], **kwargs).outcome is Outcome.FAIL
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.floats(1e-9, 1.0), st.integers(0, 2**32 - 1))
 def test_smallest_tolerance_is_the_one_that_just_passes(size, seed):
     """With ``rtol = atol = floor`` set to it the output passes; with a hundredth less it fails."""

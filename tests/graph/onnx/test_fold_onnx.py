@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 from small_models import BOUND, IMAGE, constant_of, error_of, folded, model, node, norm, norm_constants, numbers, ops_of, run
@@ -178,7 +178,7 @@ def test_every_batch_norm_goes_and_the_function_stays(name):
     assert given_model.SerializeToString(deterministic=True) == content
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(
     spatial=st.integers(1, 3),
     groups=st.sampled_from([1, 2, 4]),
@@ -213,7 +213,7 @@ def test_convolution_of_any_shape(spatial, groups, multiple, kernel, stride, dil
     assert error_of(given_model, fold, shape) <= BOUND
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15)
 @given(spatial=st.integers(1, 2), kernel=st.integers(1, 3), stride=st.integers(1, 2), bias=st.booleans(), seed=st.integers(0, 99))
 def test_behind_any_transposed_convolution(spatial, kernel, stride, bias, seed):
     """A BatchNorm behind a transposed convolution is folded along the outputs, also where cells hold the bias alone."""
