@@ -20,7 +20,7 @@ from releases import RELEASES
 from exporter.artifacts import Outcome
 from exporter.calibration import calibration_of, digest_of_calibration
 from exporter.config import Config, OnnxConfig, ParityConfig, SamplesConfig, load_config
-from exporter.errors import EngineBuildError, ExportError, SampleError
+from exporter.errors import ConfigError, EngineBuildError, ExportError, SampleError
 from exporter.files import digest_of_file
 from exporter.gates import Gates, candidates_of
 from exporter.older_opset import check_with, lower_for_tensorrt_8
@@ -143,15 +143,19 @@ def test_samples_that_make_infinity_are_refused(workspace, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "code"),
-    [({"precision": "fp8", "opset": 18}, "E483"), ({"precision": "int8"}, "E484"), ({"precision": "int8", "float32": ("*",)}, "E486")],
+    ("settings", "code", "kind"),
+    [
+        ({"precision": "fp8", "opset": 18}, "E483", ConfigError),
+        ({"precision": "int8"}, "E484", ExportError),
+        ({"precision": "int8", "float32": ("*",)}, "E486", ExportError),
+    ],
     ids=["opset", "nothing to measure with", "everything an island"],
 )
-def test_what_cannot_be_quantised_is_refused(workspace, tmp_path, settings, code):
+def test_what_cannot_be_quantised_is_refused(workspace, tmp_path, settings, code, kind):
     """By name, before anything is written."""
     config = OnnxConfig(**settings)
     calibrate = None if code == "E484" else calibration_of(Config(onnx=config), workspace.samples)
-    with pytest.raises(ExportError) as caught:
+    with pytest.raises(kind) as caught:
         export_onnx(workspace.graph, tmp_path / "net.onnx", config, key="k", calibrate=calibrate)
     assert caught.value.code == code
     assert not list(tmp_path.iterdir())

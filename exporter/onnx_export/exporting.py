@@ -23,7 +23,7 @@ from torch._ops import OpOverload
 
 from exporter.artifacts import EIGHT_BIT, Graph, OnnxModel, Provenance, RangeEvidence
 from exporter.config import OnnxConfig
-from exporter.errors import ExportError
+from exporter.errors import ConfigError, ExportError
 from exporter.factories import installed_version
 from exporter.onnx_export.checking import check_against_graph
 from exporter.onnx_export.keys import LIBRARIES
@@ -72,9 +72,10 @@ def export_onnx(
             for the lineage.
 
     Raises:
+        ConfigError: the opset lacks the precision (E455, E483), or a pattern of what stays in float32 matches nothing (E456).
         ExportError: the program has a BatchNorm in training mode (E401), an operator has no ONNX form (E402) or none in opset 17
-            (E451, E452), the opset lacks the precision (E455, E483), a pattern of what stays in float32 matches nothing (E456), or the
-            model does not pass ONNX's checker and strict shape inference (E403); nothing can be quantised (E484 to E486). Nothing was written.
+            (E451, E452), or the model does not pass ONNX's checker and strict shape inference (E403); nothing can be quantised
+            (E484 to E486). Nothing was written.
         InternalError: the model has a BatchNorm that the plan folded, or other inputs and outputs (E491).
         ArtifactError: the file could not be written (E711).
     """
@@ -112,7 +113,7 @@ def _refuse_8_bits(config: OnnxConfig, *, is_measured: bool) -> None:
     first = FIRST_OPSET.get(config.precision, 0)
     if config.opset < first:
         facts = {"found": f"opset {config.opset}", "expected": f"{first} or newer"}
-        raise ExportError("E483", f"the opset has no pairs of QuantizeLinear and DequantizeLinear in {config.precision}", facts=facts)
+        raise ConfigError("E483", f"the opset has no pairs of QuantizeLinear and DequantizeLinear in {config.precision}", facts=facts)
     if config.precision in EIGHT_BIT and not is_measured:
         help_text = "export_onnx(..., calibrate=exporter.calibration.calibration_of(config, samples))"
         raise ExportError("E484", "8 bits need ranges, and nothing was given to measure them", facts={"precision": config.precision}, help=help_text)

@@ -76,9 +76,10 @@ def halve_onnx(
     Raises:
         ArtifactError: the file is in half precision already (E462) or quantised (E463), its external data cannot be read (E422, E423,
             E471), or a file could not be written (E711).
+        ConfigError: a pattern matches nothing (E456).
         ExportError: 8 bits are asked for (E488), the opset is too old (E464), the dtype of a value is not known (E465), nothing would be in half
-            precision (E466), or the file cannot be raised to opset 22 (E467); a pattern matches nothing (E456); values are beyond
-            float16 (E461); the result does not pass ONNX's checks (E403). Nothing was written.
+            precision (E466), or the file cannot be raised to opset 22 (E467); values are beyond float16 (E461);
+            the result does not pass ONNX's checks (E403). Nothing was written.
     """
     require_float32(given.model, given.message, config.precision)
     if config.precision in EIGHT_BIT:

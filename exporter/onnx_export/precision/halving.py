@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporter.errors import ExportError
+from exporter.errors import ConfigError
 from exporter.onnx_export.precision.islands import changeable_inputs, find_islands, floats_of, is_float
 
 __all__ = ["FIRST_BFLOAT16", "check_patterns", "halve_"]
@@ -38,12 +38,12 @@ def halve_(model: ir.Model, precision: str, patterns: Sequence[str] = (), kept: 
         kept: names of further nodes that stay in float32.
 
     Raises:
-        ExportError: the opset has no bfloat16 for most operators (E455), or a pattern matches no module and no node (E456).
+        ConfigError: the opset has no bfloat16 for most operators (E455), or a pattern matches no module and no node (E456).
     """
     opset = model.opset_imports.get("", 0)
     if precision == "bfloat16" and opset < FIRST_BFLOAT16:
         facts = {"found": f"opset {opset}", "expected": f"{FIRST_BFLOAT16} or newer"}
-        raise ExportError("E455", "convolutions and most operators take bfloat16 only from opset 22 on", facts=facts, help="[onnx] opset = 22")
+        raise ConfigError("E455", "convolutions and most operators take bfloat16 only from opset 22 on", facts=facts, help="[onnx] opset = 22")
     common.ShapeInferencePass()(model)  # values from within torch's own functions come without their dtypes
     islands = find_islands(model, precision, patterns, kept)
     check_patterns(model, patterns)
@@ -57,7 +57,7 @@ def check_patterns(model: ir.Model, patterns: Sequence[str]) -> None:
     """Raise unless each pattern matches the name of a module or of a node.
 
     Raises:
-        ExportError: one matches nothing (E456).
+        ConfigError: one matches nothing (E456).
     """
     import difflib
     import fnmatch
@@ -67,7 +67,7 @@ def check_patterns(model: ir.Model, patterns: Sequence[str]) -> None:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             near = difflib.get_close_matches(pattern, names, n=3)
             facts = {"at": "onnx -> float32", "found": pattern, "expected": "a pattern of module names or node names"}
-            raise ExportError(
+            raise ConfigError(
                 "E456",
                 "a pattern of what stays in float32 matches nothing",
                 facts=facts,

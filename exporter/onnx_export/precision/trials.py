@@ -87,7 +87,8 @@ class Trials:
         """Write the model with these nodes kept in float32.
 
         Raises:
-            ExportError: as ``halve_`` (E455, E456), or it does not pass ONNX's checks (E403).
+            ConfigError: as ``halve_`` (E455, E456).
+            ExportError: it does not pass ONNX's checks (E403).
         """
         model = self._halved(kept)
         model.metadata_props["exporter.precision"] = self._precision

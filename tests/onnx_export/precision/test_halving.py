@@ -9,7 +9,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 
-from exporter.errors import ExportError
+from exporter.errors import ConfigError
 from exporter.onnx_export.precision import halve_, precision_shares, shares_text
 
 NETWORK = """
@@ -139,7 +139,7 @@ def test_what_the_user_names_stays_float32(pattern, node):
 
 def test_a_pattern_that_matches_nothing_is_an_error():
     """The near misses are named."""
-    with pytest.raises(ExportError, match=r"head\.fcc") as caught:
+    with pytest.raises(ConfigError, match=r"head\.fcc") as caught:
         halve_(network(), "float16", ["head.fcc"])
     assert (caught.value.code, caught.value.help) == ("E456", "did you mean head.fc?")
 
@@ -148,7 +148,7 @@ def test_bfloat16_needs_opset_22():
     """Before opset 22 a convolution in bfloat16 is no valid ONNX."""
     model = network()
     model.opset_imports[""] = 20
-    with pytest.raises(ExportError) as caught:
+    with pytest.raises(ConfigError) as caught:
         halve_(model, "bfloat16")
     assert caught.value.code == "E455"
 

@@ -12,7 +12,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 
-from exporter.errors import ExportError
+from exporter.errors import ConfigError
 from exporter.onnx_export.precision import check_patterns, precision_shares, shares_text
 from exporter.onnx_export.quantising import eight_bit_precision, find_products, quantise_
 
@@ -159,7 +159,7 @@ def test_what_the_user_names_stays_float32(pattern, node):
 
 def test_a_pattern_that_matches_nothing_is_an_error():
     """The near misses are named."""
-    with pytest.raises(ExportError, match=r"stem\.con") as caught:
+    with pytest.raises(ConfigError, match=r"stem\.con") as caught:
         check_patterns(network(), ["stem.con"])
     assert (caught.value.code, caught.value.help) == ("E456", "did you mean stem.conv?")
 
