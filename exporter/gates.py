@@ -177,20 +177,11 @@ class Gates:
             return measure_own_error(reference, rounded)
 
     def _own_error_of_torch(self, reference: Reference, precision: Precision) -> OwnError:
-        from exporter.verify import measure_own_error, overflowing_feeds, without_overflow
+        from exporter.verify import measure_own_error, without_overflow
 
         with self._unfused(precision) as runner:
             own = measure_own_error(reference, runner)
-        feeds = overflowing_feeds(reference, own) if precision == "float16" else ()
-        if not feeds:
-            return own
-        try:
-            with self._unfused("bfloat16") as runner:
-                return without_overflow(reference, own, feeds, runner)
-        except ModelNotSupported as err:
-            if err.code != "E621":  # an operator has no kernel for bfloat16: what float16 returned is all that is known
-                raise
-            return own
+        return without_overflow(reference, own, lambda: self._unfused("bfloat16"))
 
     def _localiser(self, candidate: Candidate) -> Callable[[], str] | None:
         if candidate.name == "torch-fused":

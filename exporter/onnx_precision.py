@@ -1,7 +1,7 @@
 """Give an ONNX file from elsewhere the precision that is asked for, and measure it against the file in float64; no checkpoint is needed.
 
 reference  the file as it is, in float64
-own error  the file as it is, with every value rounded that the new file stores in half precision
+own error  the file as it is, with every value rounded that the new file stores in half precision; where that overflows in float16, in bfloat16
 candidate  the new file
 """
 
@@ -81,7 +81,7 @@ def check_conversion(
     """
     from exporter.onnx_export import with_external_data
     from exporter.runners import OnnxruntimeRunner, RoundedOnnxRunner
-    from exporter.verify import compare, measure_own_error, not_run
+    from exporter.verify import compare, measure_own_error, not_run, without_overflow
 
     steps, threads = 3, config.latency.threads
     progress("parity", 0, steps)
@@ -89,6 +89,7 @@ def check_conversion(
     progress("parity", 1, steps)
     with _plain_runner(done, threads) as plain:
         own = measure_own_error(reference, plain)
+    own = without_overflow(reference, own, lambda: _plain_runner(done, threads, "bfloat16"))
     progress("parity", 2, steps)
     verdicts = []
     for provider in config.onnxruntime.providers:
@@ -175,12 +176,14 @@ def _inputs_of_profiles(model: OnnxModel, workspace: Workspace) -> tuple[InputCo
 
 
 @contextlib.contextmanager
-def _plain_runner(done: HalvedOnnx, threads: int) -> Iterator[RoundedOnnxRunner]:
-    """Open the given file, made plain, with the values rounded that the new file stores in half precision."""
+def _plain_runner(done: HalvedOnnx, threads: int, precision: str = "") -> Iterator[RoundedOnnxRunner]:
+    """Open the given file, made plain, with the values rounded that the new file stores in half precision: to it, or to another one."""
     from exporter.runners import RoundedOnnxRunner
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plain.onnx"
         write_bytes(path, done.plain.SerializeToString())
-        with RoundedOnnxRunner(dataclasses.replace(done.written, path=path), name="onnx-unconverted", threads=threads, rounded=done.stored) as runner:
+        declared = {"exporter.precision": precision or done.written.precision}
+        model = dataclasses.replace(done.written, path=path, metadata={**done.written.metadata, **declared})
+        with RoundedOnnxRunner(model, name="onnx-unconverted", threads=threads, rounded=done.stored) as runner:
             yield runner

@@ -235,6 +235,39 @@ def test_values_beyond_float16_are_refused_with_their_islands(tmp_path: Path) ->
     assert done.written.path.exists()
 
 
+def _own_error_of(tmp_path: Path, scale: float, opset: int = 17) -> ParityEvidence:
+    """Return the numbers of a network of two products, the first ``scale`` times as large and the second as small; its range was not looked at."""
+    first, second = np.random.default_rng(0).standard_normal((2, 64, 64)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "first"], ["a"]), helper.make_node("MatMul", ["a", "second"], ["y"])]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 64]) for name in "xy"]
+    constants = [onnx.numpy_helper.from_array(array, name) for array, name in ((first * scale, "first"), (second / scale, "second"))]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], constants)
+    path = tmp_path / f"{scale}.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    config, given = _config(), read_onnx(path)
+    feeds = tuple(named for named in feeds_of(given.model, (), config, check=True) if named.kind != "edge")
+    done = convert_file(given, path.with_suffix(".half.onnx"), config, ())
+    evidence = check_conversion(given, done, feeds, config, _silent)[0].evidence
+    assert isinstance(evidence, ParityEvidence)
+    return evidence
+
+
+def test_an_overflow_does_not_hide_the_own_error(tmp_path: Path) -> None:
+    """Values that pass float16 leave the file the own error that it has with smaller values; a remark says where it comes from."""
+    small, large = _own_error_of(tmp_path, 1.0), _own_error_of(tmp_path, 2.0**13)
+    assert small.outputs[0].outcome is Outcome.PASS
+    assert not any("overflows" in remark for remark in small.remarks)
+    assert "NaN or infinity" in large.outputs[0].reason
+    assert "the unfused model overflows in float16: its own error there is an eighth of that in bfloat16" in large.remarks
+    assert small.outputs[0].own_error / 2 < large.outputs[0].own_error < small.outputs[0].own_error * 2
+
+
+def test_an_own_error_that_cannot_be_known_is_said(tmp_path: Path) -> None:
+    """Before opset 13 ONNX has no bfloat16, so that what an overflow hides stays hidden, but not in silence."""
+    remarks = _own_error_of(tmp_path, 2.0**13, opset=9).remarks
+    assert any("overflows in float16 and does not run in bfloat16" in remark for remark in remarks)
+
+
 REFUSED = {
     "half already": ("E462", """<ir_version: 8, opset_import: ["": 17]> g (float16[N,2] x) => (float16[N,2] y) { y = Relu(x) }"""),
     "partly half": (

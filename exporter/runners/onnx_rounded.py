@@ -18,7 +18,7 @@ import onnx
 from typing_extensions import Self
 
 from exporter.artifacts import OnnxModel
-from exporter.errors import ModelNotSupported
+from exporter.errors import ExporterError, ModelNotSupported
 from exporter.files import write_bytes
 from exporter.runners.onnxruntime import OnnxruntimeRunner
 
@@ -58,7 +58,11 @@ class RoundedOnnxRunner(OnnxruntimeRunner):
         halves = None if self._rounded is None else dict.fromkeys(self._rounded, _DTYPES[self.precision])
         write_bytes(path, rounding_model(onnx.load(str(self._given.path)), halves).SerializeToString())
         self._model = dataclasses.replace(self._given, path=path)
-        return super().__enter__()
+        try:
+            return super().__enter__()
+        except ExporterError:
+            self._folder.cleanup()
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
         """Drop the session and the file."""

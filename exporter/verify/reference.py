@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +25,8 @@ __all__ = [
     "without_overflow",
 ]
 
+_HAS_NO_BFLOAT16 = ("E621", "E623")
+"""Torch, or ONNX Runtime in an opset before 13, has an operator of the model not in bfloat16."""
 _FLOAT16_OF_BFLOAT16 = 2.0**-3
 """float16 keeps 11 significant bits where bfloat16 keeps 8."""
 
@@ -107,23 +111,40 @@ def overflowing_feeds(reference: Reference, own: OwnError) -> tuple[NamedFeed, .
     return tuple(named for named in reference.feeds if _overflows(reference.outputs[named.name], own.outputs[named.name]))
 
 
-def without_overflow(reference: Reference, own: OwnError, feeds: tuple[NamedFeed, ...], wider: Runner) -> OwnError:
+def without_overflow(reference: Reference, own: OwnError, in_bfloat16: Callable[[], AbstractContextManager[Runner]]) -> OwnError:
     """Return the own error in float16 with what an overflow hides of it: rounding alone, taken from bfloat16, which has the range of float32.
 
-    Rounding errors are proportional to the last digit, so the departure in bfloat16 counts as an eighth.
+    Rounding errors are proportional to the last digit, so the departure in bfloat16 counts as an eighth. An own error in another
+    precision, and one without an overflow, stays as it is. What cannot be known is a remark.
 
     Args:
         reference: what both depart from.
-        own: in float16.
-        feeds: where it overflows.
-        wider: the unfused model in bfloat16, entered.
+        own: in any precision.
+        in_bfloat16: opens the unfused model in bfloat16.
     """
+    feeds = overflowing_feeds(reference, own) if own.precision == "float16" else ()
+    if not feeds:
+        return own
     filled = dict(own.outputs)
-    for named in feeds:
-        chunks = zip(reference.outputs[named.name], own.outputs[named.name], map(wider.infer, named.chunks()), strict=True)
-        filled[named.name] = tuple({name: _scaled(r[name], u[name], w[name]) for name in u} for r, u, w in chunks)
-    remark = f"the unfused model overflows in {own.precision}: its own error there is an eighth of that in {wider.precision}"
-    return OwnError(own.name, own.precision, own.device, filled, (*own.remarks, remark))
+    try:
+        with in_bfloat16() as wider:
+            for named in feeds:
+                chunks = zip(reference.outputs[named.name], own.outputs[named.name], map(wider.infer, named.chunks()), strict=True)
+                filled[named.name] = tuple({name: _scaled(r[name], u[name], w[name]) for name in u} for r, u, w in chunks)
+    except ModelNotSupported as err:
+        if err.code not in _HAS_NO_BFLOAT16:
+            raise
+        told = f"the unfused model overflows in float16 and does not run in bfloat16: its own error on {_names(feeds)} is of finite values alone"
+        return dataclasses.replace(own, remarks=(*own.remarks, f"{told} ({err.facts.get('found', err.problem)})"))
+    remarks = ["the unfused model overflows in float16: its own error there is an eighth of that in bfloat16"]
+    found = dataclasses.replace(own, outputs=filled)
+    if left := overflowing_feeds(reference, found):
+        remarks.append(f"the unfused model overflows in bfloat16 too: its own error on {_names(left)} is of finite values alone")
+    return dataclasses.replace(found, remarks=(*own.remarks, *remarks))
+
+
+def _names(feeds: tuple[NamedFeed, ...]) -> str:
+    return ", ".join(named.name for named in feeds)
 
 
 def _overflows(references: tuple[Mapping[str, Array], ...], owns: tuple[Mapping[str, Array], ...]) -> bool:
