@@ -2,8 +2,11 @@
 
 Both programs run node by node on the same rows. Layers are matched by module name; where BatchNorm ``b`` was folded into
 producer ``p``, the candidate's output of ``p`` is compared with the reference's output of ``b``; a layer between the two, whose
-numbers are meant to be others, is compared with nothing. A layer is named where its relative L2 departure is over the rounding
-floor and over ten times the largest departure among its inputs.
+numbers are meant to be others, is compared with nothing. A layer is named where its relative L2 departure is over what rounding makes of
+it and over ten times the largest departure among its inputs.
+
+In half precision rounding is no constant: what a layer may depart by is, as in the verdict, a multiple of what rounding makes of the same
+layer of the unfused program, and a floor. The rounding of its inputs is in that already, so that three times their departure is enough.
 """
 
 from __future__ import annotations
@@ -17,18 +20,21 @@ from exporter.artifacts import Graph, OnnxModel
 from exporter.runners.base import Array, Feed
 from exporter.verify.feeds import NamedFeed
 from exporter.verify.layers import LayerKey, Observed
+from exporter.verify.tolerance import DEFAULTS
 
 __all__ = ["Departure", "first_departure", "localise", "localise_onnx"]
 
 ROWS = 8
 """Rows of each feed that are looked at."""
 AMPLIFICATION = 10.0
+AMPLIFICATION_HALF = 3.0
 FLOOR = 1e-6
 """Of float64 runs: the folded weights were rounded once to float32."""
 FLOOR_ONNX = 1e-5
 """Of float32 runs."""
 _FLOORS_ONNX = {"int8": 3e-2, "fp8": 1.5e-1}
 """Of models in 8 bits: what one of their layers is off by."""
+_HALVES = ("float16", "bfloat16")
 _CHANNEL_SHARE = 0.9
 _MAX_CHANNELS = 4
 _NOT_FINITE = 1e100
@@ -37,12 +43,13 @@ _NOT_FINITE = 1e100
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """A layer of the candidate, how far it is off and how far its inputs were."""
+    """A layer of the candidate, how far it is off, how far its inputs were, and how far rounding takes it."""
 
     layer: Observed
     path: str
     departure: float
     inputs: float
+    limit: float
     channels: str
     total: int
     is_sudden: bool
@@ -78,14 +85,32 @@ def localise_onnx(graph: Graph, model: OnnxModel, feeds: tuple[NamedFeed, ...]) 
     for named in feeds:
         feed = _head(named)
         reference = _by_key(observe_program(graph.unfused, graph.inputs, feed))
-        found = first_departure(reference, observe_onnx(model, feed), _folds(graph), _changed(graph), floor=floor)
+        halves = _allowed_in_half(graph, model.precision, feed, reference) if model.precision in _HALVES else {}
+        found = first_departure(reference, observe_onnx(model, feed), _folds(graph), _changed(graph), floor=floor, halves=halves)
         if found is not None:
             return _describe(found, named, graph)
+    if model.precision in _HALVES:
+        return f"no layer departs by more than {model.precision} allows when the operators run one by one: the error is in how they run together"
     return f"no layer departs by more than {floor:.0e} when the operators run one by one: the error arises in an operator that the runtime fused"
 
 
+def _allowed_in_half(graph: Graph, precision: str, feed: Feed, reference: Mapping[LayerKey, Array]) -> dict[LayerKey, float]:
+    """Return what each layer may depart by that is rounded, or comes from rounded values: by the rule of the verdict, from its own error."""
+    from exporter.verify.layers_torch import observe_program
+
+    own = _by_key(observe_program(graph.unfused, graph.inputs, feed, rounded=precision))
+    tolerance = DEFAULTS[precision]
+    return {key: tolerance.factor * _relative_l2(value, own[key]) + tolerance.floor for key, value in reference.items() if key in own}
+
+
 def first_departure(
-    reference: Mapping[LayerKey, Array], candidate: list[Observed], folds: Mapping[str, str], changed: frozenset[str] = frozenset(), *, floor: float
+    reference: Mapping[LayerKey, Array],
+    candidate: list[Observed],
+    folds: Mapping[str, str],
+    changed: frozenset[str] = frozenset(),
+    *,
+    floor: float,
+    halves: Mapping[LayerKey, float] | None = None,
 ) -> Departure | None:
     """Return the first layer that departs suddenly, else the one with the largest step, None where all agree.
 
@@ -95,6 +120,7 @@ def first_departure(
         folds: producer -> the BatchNorm folded into it.
         changed: modules whose outputs have no counterpart.
         floor: departures up to it are rounding.
+        halves: layer -> the same, where it is in half precision or comes from there.
     """
     departures: dict[str, float] = {}
     gradual: Departure | None = None
@@ -106,14 +132,15 @@ def first_departure(
             continue
         departure = _relative_l2(reference[key], layer.value)
         departures[layer.node] = departure
-        if departure <= floor:
+        is_half = bool(halves) and layer.is_rounded
+        limit = (halves or {}).get(key, floor) if is_half else floor
+        if departure <= limit:
             continue
-        found = Departure(
-            layer, key[0], departure, inputs, _channels(reference[key], layer.value), len(candidate), departure > AMPLIFICATION * inputs
-        )
+        is_sudden = departure > (AMPLIFICATION_HALF if is_half else AMPLIFICATION) * inputs
+        found = Departure(layer, key[0], departure, inputs, limit, _channels(reference[key], layer.value), len(candidate), is_sudden)
         if found.is_sudden:
             return found
-        if gradual is None or departure / max(inputs, floor) > gradual.departure / max(gradual.inputs, floor):
+        if gradual is None or departure / max(inputs, limit) > gradual.departure / max(gradual.inputs, gradual.limit):
             gradual = found
     return gradual
 
@@ -174,6 +201,7 @@ def _describe(found: Departure, named: NamedFeed, graph: Graph) -> str:
     name = producers.get(found.path, found.path) or "the model's own forward"
     place = f"{name} ({layer.op}, node {layer.number} of {found.total})"
     agreement = f"inputs agree to {found.inputs:.0e}" if found.inputs else "inputs are equal"
+    allowed = f" (allowed {found.limit:.1e})" if found.layer.is_rounded else ""
     verb = "first divergence:" if found.is_sudden else "no single layer: the error grows; the largest step is at"
-    text = f"{verb} {place}: {agreement}, output differs by {found.departure:.1e}{found.channels}, on {named.name}"
+    text = f"{verb} {place}: {agreement}, output differs by {found.departure:.1e}{allowed}{found.channels}, on {named.name}"
     return text + (f"; suspect: fold of {found.path} into {producers[found.path]}" if found.path in producers else "")

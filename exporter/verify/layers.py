@@ -44,6 +44,7 @@ class Observed:
         value: None where it was not observed.
         producers: names of the nodes that it reads.
         number: position among the program's operators, from 1.
+        is_rounded: it is stored in half precision, or comes from a value that is.
     """
 
     node: str
@@ -52,6 +53,7 @@ class Observed:
     value: Array | None
     producers: tuple[str, ...]
     number: int
+    is_rounded: bool = False
 
 
 def assign_keys(nodes: Sequence[RawNode]) -> dict[str, LayerKey]:

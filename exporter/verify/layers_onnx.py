@@ -7,6 +7,7 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exporter.artifacts import OnnxModel, TensorSpec
 from exporter.errors import ModelNotSupported
@@ -14,6 +15,9 @@ from exporter.files import write_bytes
 from exporter.runners.base import Feed
 from exporter.runners.onnxruntime import OnnxruntimeRunner
 from exporter.verify.layers import Observed, RawNode, assign_keys
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["observe_onnx"]
 
@@ -26,6 +30,7 @@ _LIMIT_BYTES = 1 << 30
 def observe_onnx(model: OnnxModel, feed: Feed) -> list[Observed]:
     """Run ``model`` in ONNX Runtime on the CPU in its own precision; return its operators in order with their values.
 
+    In half precision every operator computes in float32 and its value is rounded, as in the runner that judges such a model.
     Making values visible keeps the runtime from fusing operators, so an error of a fused kernel does not show here.
 
     Raises:
@@ -33,18 +38,32 @@ def observe_onnx(model: OnnxModel, feed: Feed) -> list[Observed]:
     """
     import onnx
 
+    from exporter.runners.onnx_rounded import rounding_model
+
     if model.path.stat().st_size > _LIMIT_BYTES:
         raise ModelNotSupported("E625", "the ONNX model is too large to be searched layer by layer", facts={"file": model.path})
     proto = onnx.load(str(model.path))
-    nodes = list(proto.graph.node)
+    nodes, halves = list(proto.graph.node), _stored_in_half(proto)
     raw: list[RawNode] = []
     for node in nodes:
         place = _place_of({entry.key: entry.value for entry in node.metadata_props} or _noted(node.doc_string), node.op_type)
-        if place is not None and node.output:
+        is_border = node.op_type == "Cast" and not halves.isdisjoint((*node.input, *node.output))
+        if place is not None and node.output and not is_border:
             raw.append(RawNode(node.output[0], place[0], None, place[1]))
     if not raw:
         raise ModelNotSupported("E625", "the nodes of the ONNX model do not say which module they come from", facts={"file": model.path})
     keys = assign_keys(_with_calls(raw))
+    producer_of = {output: node.name for node in nodes for output in node.output}
+    rounded = set(halves)
+    observed = []
+    for number, node in enumerate(nodes, 1):
+        is_rounded = not rounded.isdisjoint((*node.input, *node.output))
+        rounded.update(node.output if is_rounded else ())
+        key = keys.get(node.output[0]) if node.output else None
+        producers = tuple(producer_of[name] for name in node.input if name in producer_of)
+        observed.append((node.output[0] if node.output else "", Observed(node.name, node.op_type, key, None, producers, number, is_rounded)))
+    if halves:
+        proto = rounding_model(proto)
     known = {value.name for value in proto.graph.output}
     for name in keys:
         if name not in known:
@@ -55,18 +74,16 @@ def observe_onnx(model: OnnxModel, feed: Feed) -> list[Observed]:
         write_bytes(path, proto.SerializeToString())
         with OnnxruntimeRunner(dataclasses.replace(model, path=path, outputs=outputs), name="onnx, observed") as runner:
             values = runner.infer(feed)
-    producer_of = {output: node.name for node in nodes for output in node.output}
-    return [
-        Observed(
-            node=node.name,
-            op=node.op_type,
-            key=keys.get(node.output[0]) if node.output else None,
-            value=values.get(node.output[0]) if node.output and node.output[0] in keys else None,
-            producers=tuple(producer_of[name] for name in node.input if name in producer_of),
-            number=number,
-        )
-        for number, node in enumerate(nodes, 1)
-    ]
+    return [dataclasses.replace(layer, value=values.get(output) if layer.key is not None else None) for output, layer in observed]
+
+
+def _stored_in_half(proto: onnx.ModelProto) -> set[str]:
+    """Return the values and constants that are in half precision."""
+    import onnx
+
+    kinds = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    values = {value.name for value in proto.graph.value_info if value.type.tensor_type.elem_type in kinds}
+    return values | {tensor.name for tensor in proto.graph.initializer if tensor.data_type in kinds}
 
 
 def _with_calls(raw: list[RawNode]) -> list[RawNode]:

@@ -15,8 +15,18 @@ from exporter.verify.layers import Observed, RawNode, assign_keys
 __all__ = ["observe_program"]
 
 
-def observe_program(program: torch.export.ExportedProgram, inputs: tuple[TensorSpec, ...], feed: Feed) -> list[Observed]:
+_HALVES = {"float16": (11, -13), "bfloat16": (8, -125)}
+"""Precision -> significant bits, and the exponent (with the significand below 1) of the smallest number that has them all."""
+
+
+def observe_program(program: torch.export.ExportedProgram, inputs: tuple[TensorSpec, ...], feed: Feed, *, rounded: str = "") -> list[Observed]:
     """Run ``program`` in float64 on the CPU; return its operators in order with their values.
+
+    Args:
+        program: traced.
+        inputs: of it.
+        feed: what it is run on.
+        rounded: ``float16`` or ``bfloat16``: inputs, weights and what each operator returns are rounded to its digits, and overflow nowhere.
 
     Raises:
         ModelNotSupported: E624, it cannot be run node by node in float64.
@@ -24,7 +34,7 @@ def observe_program(program: torch.export.ExportedProgram, inputs: tuple[TensorS
     module = cast_module(program.module(check_guards=False), torch.float64, torch.device("cpu"))
     if not isinstance(module, torch.fx.GraphModule):
         raise ModelNotSupported("E624", "the program cannot be run node by node", facts={"found": type(module).__name__})
-    recorder = _Recorder(module)
+    recorder = _Recorder(module, rounded)
     tensors = [tensor_from_array(feed[spec.name]) for spec in inputs]
     try:
         with torch.inference_mode():
@@ -47,15 +57,24 @@ def observe_program(program: torch.export.ExportedProgram, inputs: tuple[TensorS
 
 
 class _Recorder(torch.fx.Interpreter):
-    def __init__(self, module: torch.fx.GraphModule) -> None:
+    def __init__(self, module: torch.fx.GraphModule, rounded: str) -> None:
         super().__init__(module)
+        self._half = _HALVES.get(rounded)
         self.values: dict[str, torch.Tensor] = {}
 
     def run_node(self, n: torch.fx.Node) -> Any:  # noqa: ANN401 - torch's signature
         value = super().run_node(n)
+        if self._half is not None and isinstance(value, torch.Tensor) and value.is_floating_point():
+            value = _rounded(value, *self._half)
         if n.op == "call_function" and isinstance(value, torch.Tensor) and value.is_floating_point():
             self.values[n.name] = value.clone()  # a later operator may write into it
         return value
+
+
+def _rounded(value: torch.Tensor, bits: int, lowest: int) -> torch.Tensor:
+    exponent = torch.frexp(value).exponent.clamp(min=lowest)
+    step = torch.ldexp(torch.ones_like(value), exponent - bits)
+    return torch.round(value / step) * step
 
 
 def _raw(node: torch.fx.Node) -> RawNode:

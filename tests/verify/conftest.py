@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import dataclasses
 import importlib.util
 import warnings
 from pathlib import Path
 
+import numpy as np
+import onnx_ir
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from exporter.artifacts import Digest, Folded, Graph, OnnxModel, Provenance, TensorSpec
+from exporter.onnx_export.precision import halve_
 from exporter.samples import Samples, read_samples
 
 DIGITS = Path(__file__).resolve().parents[2] / "fixtures" / "digits"
@@ -52,15 +57,29 @@ def make_graph(unfused: torch.export.ExportedProgram, folded: nn.Module) -> Grap
     return Graph(unfused, export_program(folded), INPUTS, OUTPUTS, folds, (), 13, 0, 0, Provenance("graph"))
 
 
-def export_onnx(module: nn.Module, path: Path, inputs=INPUTS, outputs=OUTPUTS, example=EXAMPLE) -> OnnxModel:
+def export_onnx(module: nn.Module, path: Path, inputs=INPUTS, outputs=OUTPUTS, example=EXAMPLE, *, opset=20) -> OnnxModel:
     """Write ``module`` by torch's own exporter, with the messages that it prints kept quiet."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         names = {"input_names": [spec.name for spec in inputs], "output_names": [spec.name for spec in outputs]}
         shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in example)
-        program = torch.onnx.export(module, example, dynamo=True, opset_version=20, dynamic_shapes=shapes, verbose=False, **names)
+        program = torch.onnx.export(module, example, dynamo=True, opset_version=opset, dynamic_shapes=shapes, verbose=False, **names)
         program.save(str(path))
     return OnnxModel(path, Digest("0" * 64), 20, 10, inputs, outputs, 0, 0, {}, Provenance("onnx"))
+
+
+def halved(model: OnnxModel, precision: str, path: Path, *, wrong: str = "", factor: float = 1.0, patterns: tuple[str, ...] = ()) -> OnnxModel:
+    """Write ``model`` in half precision, as the export does, with the weight of the module ``wrong`` multiplied by ``factor``."""
+    made = onnx_ir.load(model.path)
+    for node in made.graph:
+        module = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))[-2]
+        node.metadata_props["exporter.module"] = module
+        if module == wrong and node.op_type in {"Conv", "Gemm"}:
+            weight = node.inputs[1]
+            weight.const_value = onnx_ir.tensor(weight.const_value.numpy() * np.float32(factor), name=weight.name)
+    halve_(made, precision, patterns)
+    path.write_bytes(onnx_ir.to_proto(made).SerializeToString())
+    return dataclasses.replace(model, path=path, metadata={"exporter.precision": precision}, precision=precision)
 
 
 @pytest.fixture(scope="session")
@@ -97,3 +116,9 @@ def samples() -> Samples:
 def onnx_model(folded: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     """The folded network as an ONNX file."""
     return export_onnx(folded, tmp_path_factory.mktemp("onnx") / "digits.onnx")
+
+
+@pytest.fixture(scope="session")
+def onnx_model_22(folded: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    """The same in opset 22, which has bfloat16."""
+    return dataclasses.replace(export_onnx(folded, tmp_path_factory.mktemp("onnx") / "digits.onnx", opset=22), opset=22)

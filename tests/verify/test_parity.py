@@ -167,6 +167,29 @@ def test_right_graphs_have_no_divergence(measured, unfused_program, folded, onnx
     assert localise_onnx(graph, onnx_model, measured[0].feeds).startswith("no layer departs")
 
 
+@pytest.mark.parametrize(("precision", "factor"), [("float16", 1.02), ("bfloat16", 1.1)])
+def test_the_wrong_layer_behind_rounded_ones_is_named(measured, unfused_program, folded, onnx_model_22, precision, factor, tmp_path):
+    """In half precision every layer departs a little: named is the one that is off by more than rounding, and none where all are right."""
+    feeds = measured[0].feeds
+    graph = helpers.make_graph(unfused_program, folded)
+    right = helpers.halved(onnx_model_22, precision, tmp_path / "right.onnx")
+    assert localise_onnx(graph, right, feeds) == (
+        f"no layer departs by more than {precision} allows when the operators run one by one: the error is in how they run together"
+    )
+    for producer in ("stages.block2.grouped", "hidden"):
+        wrong = helpers.halved(onnx_model_22, precision, tmp_path / "wrong.onnx", wrong=producer, factor=factor)
+        text = localise_onnx(graph, wrong, feeds)
+        assert text.startswith(f"first divergence: {producer} ("), text
+        assert " (allowed " in text
+
+
+def test_a_float32_layer_before_all_rounding_is_held_to_float32(measured, unfused_program, folded, onnx_model_22, tmp_path):
+    """An island that no rounded value reaches has the limit of float32, though the model is in float16."""
+    wrong = helpers.halved(onnx_model_22, "float16", tmp_path / "wrong.onnx", wrong="stem.0", factor=1.0005, patterns=("stem*",))
+    text = localise_onnx(helpers.make_graph(unfused_program, folded), wrong, measured[0].feeds)
+    assert text.startswith("first divergence: stem.0 (Conv, node "), text
+
+
 def drop(batch):
     """Lose the output."""
     del batch["logits"]
