@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 
 from exporter.artifacts import Graph, OnnxModel, Provenance
-from exporter.config import BakeConfig, FoldConfig, InputConfig, ModelConfig, OnnxConfig, SamplesConfig, TensorrtConfig
+from exporter.config import BakeConfig, Config, FoldConfig, InputConfig, ModelConfig, OnnxConfig, ReportConfig, SamplesConfig, TensorrtConfig
 from exporter.samples import Samples, read_samples
+from exporter.workspace import Workspace
 
-__all__ = ["DIGITS", "TENSORRT_PYTHON", "Subject", "digits", "has_cuda", "random_network", "tensorrt_config"]
+__all__ = ["DIGITS", "TENSORRT_PYTHON", "Subject", "digits", "digits_project", "has_cuda", "random_network", "tensorrt_config"]
 
 DIGITS = Path(__file__).resolve().parents[2] / "fixtures" / "digits"
 TENSORRT_PYTHON = os.environ.get("EXPORTER_TENSORRT_PYTHON", "")
@@ -62,6 +63,21 @@ def digits(folder: Path) -> Subject:
     load_weights_(module, weights.path)
     samples = read_samples(DIGITS / "samples.npz", labels="label")
     return _finish("digits", module, example_inputs(model, samples), ("logits",), folder, samples, "averaged weights of the fixture")
+
+
+def digits_project(folder: Path, precision: str, tensorrt: TensorrtConfig) -> Workspace:
+    """Return the same network as a project of its own: in 8 bits it is calibrated on the samples of the fixture, and judged on them."""
+    config = Config(
+        checkpoint=Path("digits.pt"),
+        model=ModelConfig(factory="model.py:build", outputs=("logits",)),
+        weights=BakeConfig(choice="ema", decay=0.98),
+        samples=SamplesConfig(path=Path("samples.npz"), labels="label"),
+        onnx=OnnxConfig(precision=precision),
+        tensorrt=tensorrt.replace(cache=folder / "cache"),
+        report=ReportConfig(directory=folder),
+        base=DIGITS,
+    )
+    return Workspace(config, folder=folder)
 
 
 def random_network(name: str, folder: Path, *, side: int = 224) -> Subject:

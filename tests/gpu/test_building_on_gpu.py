@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from subjects import digits_project
 
 from exporter.config import OnnxConfig
 from exporter.engine import build_engine, make_engine, parse_profiles, probe
-from exporter.errors import EngineBuildError
+from exporter.errors import EngineBuildError, ExportError
+from exporter.gates import Gates, candidates_of
 from exporter.onnx_export import export_onnx
 from exporter.runners import TensorrtRunner
 from exporter.trt_worker.serving.features import version_has
@@ -19,6 +21,8 @@ from exporter.verify import latency_feed
 
 pytestmark = pytest.mark.gpu
 KEY = "0" * 64
+FIRST_WITH_FP8 = (8, 9)
+"""The compute capability of the first GPUs that have fp8."""
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +120,25 @@ def test_islands_of_a_float16_engine_are_held(subject, tensorrt, version, tmp_pa
     held = json.loads(plan.sidecar_path.read_text())["content"]["float32_layers"]
     assert held["layers"] > 0
     assert plan.realised_precision["fp16"] > 0
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_an_engine_in_8_bits_passes_the_gates(tensorrt, version, precision, tmp_path):
+    """Calibrated on the samples, built from its pairs: its layers are in 8 bits and float32, and its verdict is PASS with the own error of 8 bits."""
+    support = probe(tensorrt)
+    if precision == "fp8" and tuple(map(int, support.compute_capability.split("."))) < FIRST_WITH_FP8:
+        pytest.skip(f"fp8 needs compute capability 8.9, and {support.gpu} has {support.compute_capability}")
+    project = digits_project(tmp_path, precision, tensorrt)
+    if precision == "fp8" and not version_has(version, "strongly typed"):
+        with pytest.raises(ExportError, match="no fp8"):
+            project.build(project.onnx)
+        pytest.skip(f"TensorRT {version} refuses fp8, as it should")
+    plan = project.build(project.onnx)
+    assert plan.precision == precision
+    assert plan.provenance.lineage["calibration"].startswith("entropy, ")
+    assert plan.realised_precision[precision] > 0
+    assert not {"fp16", "bf16", "fp4", "int4", "unknown", {"int8": "fp8", "fp8": "int8"}[precision]} & set(plan.realised_precision)
+    (verdict,) = Gates(project).parity(candidates_of(plan, project.config))
+    assert verdict.outcome.value == "PASS", verdict.reason
+    assert verdict.evidence.precision == precision
+    assert verdict.evidence.outputs[0].own_error > 1e-3, "the own error is that of 8 bits"
