@@ -7,6 +7,7 @@ null; they must never come near a machine with a GPU.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import re
@@ -14,6 +15,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
@@ -30,11 +33,13 @@ _NUMPY = "numpy==1.26.4"  # what an interpreter of its own gets; TensorRT 8 is o
 _OFFLINE: list[str] = []
 
 
-def in_one_process(items, folder: Path) -> None:
-    """Keep the tests below ``folder`` in one process with all others that fetch into the cache folder."""
-    for item in items:
-        if folder in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("contract"))
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Make something in the cache folder while no other process makes it; who waited finds it there."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def lacking(reason: str):
@@ -61,9 +66,10 @@ def fake_driver() -> Path:
     """Return a folder with the stand-in for the driver."""
     source = Path(__file__).parent / "fake_driver.c"
     folder = CACHE / f"driver-{abs(hash_of(source)):x}"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "libcuda.so.1").exists():
-        compile_library(source, folder / "libcuda.so.1", soname="libcuda.so.1")
+    with alone(folder.name):
+        folder.mkdir(exist_ok=True)
+        if not (folder / "libcuda.so.1").exists():
+            compile_library(source, folder / "libcuda.so.1", soname="libcuda.so.1")
     return folder
 
 
@@ -94,7 +100,9 @@ def environment_of(minor: int, name: str, requirements: tuple[str, ...]) -> Path
     """Return the interpreter of an environment in the cache folder, made once."""
     folder = CACHE / name
     python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
+    with alone(name):
+        if (folder / "complete").exists():
+            return python
         base = shutil.which(f"python3.{minor}")
         if base is None or subprocess.run([base, "-c", ""], capture_output=True, check=False).returncode:
             pytest.skip(f"Python 3.{minor} is missing: there are no packages of this TensorRT for Python 3.{sys.version_info.minor}")
@@ -124,12 +132,13 @@ def fetch(release: Release) -> Path:
     interpreter(release)
     compiler()
     folder = CACHE / f"{release.version}-cp3{minor_for(release)}"
-    if not (folder / "complete").exists():
-        wheel = download(release, CACHE / "wheels")
-        shutil.rmtree(folder, ignore_errors=True)
-        unpack(release, wheel, folder / "site")
-        make_stubs(folder)
-        (folder / "complete").touch()
+    with alone(folder.name):
+        if not (folder / "complete").exists():
+            wheel = download(release, CACHE / "wheels")
+            shutil.rmtree(folder, ignore_errors=True)
+            unpack(release, wheel, folder / "site")
+            make_stubs(folder)
+            (folder / "complete").touch()
     return folder
 
 

@@ -10,15 +10,10 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from bindings import fake_driver, fetch, in_one_process, interpreter  # noqa: E402
+from bindings import fake_driver, fetch, interpreter  # noqa: E402
 from releases import RELEASES  # noqa: E402
 
 from exporter.trt_worker import Service, Worker  # noqa: E402
-
-
-def pytest_collection_modifyitems(items):
-    """Keep these tests in one process: they fetch into one folder."""
-    in_one_process(items, HERE)
 
 
 @pytest.fixture(params=RELEASES, ids=str, scope="session")

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "contract"))
 
-from bindings import CACHE, PIP_DOWNLOAD, in_one_process, lacking
+from bindings import CACHE, PIP_DOWNLOAD, alone, lacking
 
 from exporter.artifacts import Digest, OnnxModel, Plan, Profile, Provenance, TensorSpec
 from exporter.records import write_record
@@ -20,25 +20,21 @@ TRITON_CLIENT = "tritonclient==2.73.0"
 """Only the generated module of Triton's own model_config.proto is taken from it."""
 
 
-def pytest_collection_modifyitems(items):
-    """Keep these tests in the process of those of the contract: they fetch into one folder."""
-    in_one_process(items, Path(__file__).parent)
-
-
 @pytest.fixture(scope="session")
 def schema():
     """Triton's own protobuf message for a model's configuration."""
     folder = CACHE / TRITON_CLIENT.replace("==", "-")
     source = folder / "model_config_pb2.py"
-    if not source.exists():
-        done = subprocess.run([*PIP_DOWNLOAD, "--dest", str(folder), TRITON_CLIENT], capture_output=True, text=True, check=False)
-        if done.returncode:
-            lacking(f"{TRITON_CLIENT} could not be downloaded: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-        with zipfile.ZipFile(next(folder.glob("tritonclient-*.whl"))) as archive:
-            content = archive.read("tritonclient/grpc/model_config_pb2.py")
-        temporary = folder / "model_config_pb2.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(source)
+    with alone(folder.name):
+        if not source.exists():
+            done = subprocess.run([*PIP_DOWNLOAD, "--dest", str(folder), TRITON_CLIENT], capture_output=True, text=True, check=False)
+            if done.returncode:
+                lacking(f"{TRITON_CLIENT} could not be downloaded: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+            with zipfile.ZipFile(next(folder.glob("tritonclient-*.whl"))) as archive:
+                content = archive.read("tritonclient/grpc/model_config_pb2.py")
+            temporary = folder / "model_config_pb2.tmp"
+            temporary.write_bytes(content)
+            temporary.replace(source)
     spec = importlib.util.spec_from_file_location("model_config_pb2", source)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
