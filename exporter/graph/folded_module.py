@@ -6,7 +6,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec
@@ -35,12 +35,21 @@ class _TracedForward:
     def __deepcopy__(self, memo: dict[int, object]) -> _TracedForward:
         return self
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: the code was made while tracing, and no module has it from which a pickle could take it by name."""
+        help_text = (
+            "as a program, with its weights: torch.export.save(torch.export.export(folded, (sample,)), 'folded.pt2')\n"
+            "or the weights alone, for the same network folded again: torch.save(folded.state_dict(), 'folded.pt')"
+        )
+        raise FoldError("E353", "a folded network cannot be pickled as a whole: its code is in no module", help=help_text)
+
 
 class FoldedModule(nn.Module):
     """A traced network in eval mode without the BatchNorms that could be folded; made by ``exporter.fold``.
 
     Parameters and buffers have the names of the original's, so ``state_dict``, ``to`` and ``deepcopy`` work as they do there. They are
     copies, for inference, and require no gradient. It is called as the original is, by position or by the names of the inputs.
+    ``torch.export`` takes and stores it; a pickle, and so ``torch.save`` of the whole, is refused (E353).
 
     Attributes:
         folded: the BatchNorms that are gone, and what each was folded into.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 import exporter
 from exporter.config import FoldConfig
-from exporter.errors import SampleError
+from exporter.errors import FoldError, SampleError
 
 
 def network() -> Sequence:
@@ -115,6 +117,21 @@ def test_copies_and_casts_work_as_on_any_module():
     assert folded.conv.weight.abs().max() > 0
     other.load_state_dict(folded.state_dict())
     assert torch.equal(other(x), folded(x))
+
+
+def test_it_is_stored_as_a_program_and_not_pickled():
+    """A copy and the stored program give the same bits; a pickle of the whole is refused with the two ways that there are."""
+    folded = exporter.fold(network(), torch.zeros(2, 3, 8, 8))
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(copy.deepcopy(folded)(x), folded(x))
+    for store in (pickle.dumps, lambda module: torch.save(module, io.BytesIO())):
+        with pytest.raises(FoldError, match="E353") as caught:
+            store(folded)
+        assert "torch.export.save" in caught.value.help
+    stored = io.BytesIO()
+    torch.export.save(torch.export.export(folded, (x,)), stored)
+    stored.seek(0)
+    assert torch.equal(torch.export.load(stored).module()(x), folded(x))
 
 
 class Shifted(nn.Module):
