@@ -171,6 +171,8 @@ class TensorrtConfig(Section):
         weight_streaming: weights may stay in the host's memory and be copied for each call.
         weight_streaming_budget_mib: device memory for the weights of such an engine when it is loaded; None leaves it to TensorRT.
         reproducible: the tactics of the first build are recorded, and each later one takes them or fails.
+        debug_tensors: the engine hands out what it writes between its layers, so that a FAIL names the first one that departs; no claim
+            of latency is made with it.
         plugins: libraries with plugins, which are code: the worker loads these and no others.
         cuda_graph: ``auto`` times calls that are captured in a CUDA graph, and plain ones where that does not work; ``always`` captures
             inference too and ends where it does not work; ``never`` captures nothing.
@@ -195,6 +197,7 @@ class TensorrtConfig(Section):
     weight_streaming: bool = False
     weight_streaming_budget_mib: int | None = setting(default=None, ge=0)
     reproducible: bool = False
+    debug_tensors: bool = False
     plugins: tuple[Path, ...] = ()
     cuda_graph: Literal["auto", "never", "always"] = "auto"
     cache: Path | None = None

@@ -32,6 +32,7 @@ __all__ = ["Candidate", "Gates", "Judge", "candidates_of", "named_candidates", "
 
 UNFUSED = "torch-unfused"
 _REFITTABLE = "a refittable engine is slower than the one that is delivered: build it without [tensorrt] refittable to race it"
+_DEBUGGED = "an engine that hands out its tensors is none that is delivered: build it without [tensorrt] debug_tensors to race it"
 _CPU = "CPUExecutionProvider"
 _HALVES = {"float16", "bfloat16"}
 """Precisions that ONNX Runtime does not compute in on the CPU: every value is rounded instead, and such a candidate does not race."""
@@ -46,6 +47,7 @@ class Candidate:
 
     Attributes:
         provider: of ONNX Runtime, one that a machine may lack; such a candidate is NOT_RUN there.
+        plan: of an engine.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Candidate:
     profiles: tuple[Profile, ...] = ()
     not_raced: str = ""
     provider: str = ""
+    plan: Plan | None = None
 
 
 def candidates_of(artefact: Graph | OnnxModel | Plan, config: Config, *, name: str = "") -> tuple[Candidate, ...]:
@@ -65,8 +68,8 @@ def candidates_of(artefact: Graph | OnnxModel | Plan, config: Config, *, name: s
     if isinstance(artefact, Graph):
         return (Candidate(name or "torch-fused", lambda: _torch_runner(artefact, config, name or "torch-fused"), is_delivered=False),)
     if isinstance(artefact, Plan):
-        own, not_raced = name or "tensorrt", _REFITTABLE if artefact.refittable else ""
-        return (Candidate(own, lambda: _tensorrt_runner(artefact, config, own), profiles=artefact.profiles, not_raced=not_raced),)
+        own, not_raced = name or "tensorrt", _REFITTABLE if artefact.refittable else _DEBUGGED if artefact.debug_tensors else ""
+        return (Candidate(own, lambda: _tensorrt_runner(artefact, config, own), profiles=artefact.profiles, not_raced=not_raced, plan=artefact),)
     found = []
     for provider in config.onnxruntime.providers:
         short = provider.removesuffix("ExecutionProvider").lower()
@@ -192,7 +195,19 @@ class Gates:
             from exporter.verify import localise_onnx
 
             return lambda: localise_onnx(self.workspace.graph, self.workspace.onnx, self._feeds())
-        return None
+        plan = candidate.plan
+        return (lambda: self._localise_in(plan)) if plan is not None and plan.debug_tensors else None
+
+    def _localise_in(self, plan: Plan) -> str:
+        from exporter.runners import TensorrtRunner
+        from exporter.verify import localise_engine
+
+        model = self.workspace.onnx
+        if plan.provenance.made_from.get("onnx") != str(model.digest):
+            facts = {"found": "it was built from another ONNX file than that of the settings", "file": plan.path}
+            raise ModelNotSupported("E528", "the engine cannot be searched tensor by tensor", facts=facts)
+        with TensorrtRunner(plan, self.config.tensorrt) as runner:
+            return localise_engine(runner.observe, plan, model, self._feeds(plan.profiles), tf32=bool(plan.provenance.settings.get("tf32")))
 
     def structure(self) -> tuple[Verdict, ...]:
         """Judge the folded graph by what is left, what came in and what it costs."""

@@ -70,5 +70,7 @@ class Plan:
     """It has no weights: nothing runs it until it has been refitted."""
     version_compatible: bool = False
     """Later releases of TensorRT run it; it carries code for the host."""
+    debug_tensors: bool = False
+    """It hands out what it writes between its layers: no claim of latency is made with it."""
     plugins: tuple[str, ...] = ()
     """Names of the plugin libraries that it needs."""

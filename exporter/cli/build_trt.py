@@ -32,6 +32,9 @@ __all__ = ["command"]
     "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="Library with plugins, loaded in the worker; several allowed."
 )
 @click.option("--reproducible/--no-reproducible", default=None, help="Record the tactics, or take the recorded ones; default: no.")
+@click.option(
+    "--debug-tensors/--no-debug-tensors", default=None, help="Name the first tensor of the engine that departs on FAIL; never raced. Default: no."
+)
 @click.option("--version-compatible/--no-version-compatible", default=None, help="Let later releases of TensorRT run the plan; default: no.")
 @click.option(
     "--refit", "refitted", metavar="PLAN", type=click.Path(path_type=Path), help="Give PLAN the weights of a checkpoint, then check its parity."
@@ -56,6 +59,7 @@ def command(
     stripped: bool | None,
     plugins: tuple[Path, ...],
     reproducible: bool | None,
+    debug_tensors: bool | None,
     version_compatible: bool | None,
     refitted: Path | None,
     python: str | None,
@@ -91,6 +95,7 @@ def command(
         "stripped": stripped,
         "plugins": [str(path.absolute()) for path in plugins] or None,
         "reproducible": reproducible,
+        "debug_tensors": debug_tensors,
         "version_compatible": version_compatible,
         "python": python,
         "required": True,

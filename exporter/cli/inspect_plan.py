@@ -70,5 +70,10 @@ def _lines(path: Path, sha256: str, content: Mapping[str, Any]) -> list[str]:
 
 def _abilities(content: Mapping[str, Any]) -> str:
     """Return what the plan can do that not every plan can, with a comma before each."""
-    names = {"refittable": "refittable", "version_compatible": "version-compatible", "weight_streaming": "weights streamed"}
+    names = {
+        "refittable": "refittable",
+        "version_compatible": "version-compatible",
+        "weight_streaming": "weights streamed",
+        "debug_tensors": "debug tensors",
+    }
     return "".join(f", {name}" for key, name in names.items() if content.get(key))

@@ -28,7 +28,7 @@ SHORT_NAMES = {"float64": "fp32", "float32": "fp32", "float16": "fp16", "bfloat1
 _PROBE_LIMIT_S = 120.0
 _BUILDER_FLAGS = (
     "strict_nans", "batch_invariant", "hardware_compatibility", "refittable", "stripped", "version_compatible", "weight_streaming",
-    "reproducible",
+    "reproducible", "debug_tensors",
 )  # fmt: skip
 _CONTENT_SETTINGS = ("tf32", "workspace_mib", "optimization_level", "timing_iterations", *_BUILDER_FLAGS)
 """The settings that decide what a plan is; the others decide how it is made."""

@@ -71,6 +71,7 @@ def plan_content(
         "version_compatible": config.version_compatible,
         "weight_streaming": config.weight_streaming,
         "reproducible": config.reproducible,
+        "debug_tensors": config.debug_tensors,
         "tactics": _tactics(facts["tactics"]),
         "structure": structure_digest(model) if config.refittable or config.stripped else "",
         "timing_cache": facts["timing_cache"],
@@ -104,6 +105,7 @@ def plan_from_content(path: Path, digest: Digest, content: Mapping[str, Any]) ->
         refittable=bool(content.get("refittable")),
         stripped=bool(content.get("stripped")),
         version_compatible=bool(content.get("version_compatible")),
+        debug_tensors=bool(content.get("debug_tensors")),
         plugins=tuple(plugin["name"] for plugin in content.get("plugins", [])),
         provenance=Provenance(**content["provenance"]),
     )

@@ -26,7 +26,7 @@ __all__ = ["TimingCache", "held_timing_cache", "timing_key"]
 _POLL_S = 0.1
 _FLAGS = (
     "tf32", "strict_nans", "batch_invariant", "hardware_compatibility", "refittable", "stripped", "version_compatible", "weight_streaming",
-    "reproducible",
+    "reproducible", "debug_tensors",
 )  # fmt: skip
 _WAITING = "waiting for another build"
 

@@ -6,6 +6,7 @@ to TensorRT. Times are device times between two CUDA events around each call, wi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
@@ -21,11 +22,31 @@ from exporter.runners.base import Array, Feed, PreparedCall, Repetition
 from exporter.runners.feed_check import check_feed
 from exporter.trt_worker import Worker, loading_arguments, pack_arrays, unpack_arrays
 
-__all__ = ["TensorrtRunner"]
+__all__ = ["EngineTensor", "TensorrtRunner"]
 
 _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8", "fp8": "fp8"}
 _CALL_LIMIT_S = 600.0
 _ENGINE_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EngineTensor:
+    """A tensor that an engine wrote between its layers.
+
+    Attributes:
+        name: as the engine inspector has it.
+        dtype: as TensorRT calls it.
+        value: None where it was not read.
+        unread: why, where it was not.
+        nodes: names of the ONNX nodes that the layer which wrote it was made from, where the inspector tells them.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    value: Array | None
+    unread: str = ""
+    nodes: tuple[str, ...] = ()
 
 
 class TensorrtRunner:
@@ -113,6 +134,24 @@ class TensorrtRunner:
         self.repetition.add(reply.value["unlike"])
         arrays = unpack_arrays(reply.value["arrays"], reply.buffers)
         return {spec.name: arrays[spec.name].astype(spec.dtype, copy=False) for spec in self.outputs}
+
+    def observe(self, feed: Feed) -> tuple[EngineTensor, ...]:
+        """Run once, an engine that was built with debug tensors; return what it wrote between its layers, in order.
+
+        Raises:
+            SampleError: as ``infer``.
+            EngineBuildError: the call failed (E522, E523), or a tensor could not be read (E527).
+        """
+        specs, buffers = pack_arrays(self._for_engine(feed))
+        reply = self._started().request("observe", {"arrays": specs}, buffers, limit_s=_CALL_LIMIT_S)
+        arrays, nodes = unpack_arrays(reply.value["arrays"], reply.buffers), reply.value["nodes"]
+        found, taken = [], set()
+        for told in reply.value["tensors"]:
+            name = str(told["name"])
+            value = arrays.get(name) if name not in taken and not told["unread"] else None
+            found.append(EngineTensor(name, told["dtype"], tuple(told["shape"]), value, told["unread"], tuple(nodes.get(name, ()))))
+            taken.add(name)
+        return tuple(found)
 
     def prepare(self, feed: Feed) -> PreparedCall:
         """Place ``feed`` in fixed buffers on the device, for timing.

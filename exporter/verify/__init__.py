@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from exporter.verify.calibrating import CalibratedRange, calibrate
 from exporter.verify.divergence import localise, localise_onnx
+from exporter.verify.engine_tensors import localise_engine
 from exporter.verify.equivalence import measure_departure
 from exporter.verify.error_numbers import HISTOGRAM_EDGES
 from exporter.verify.feeds import NamedFeed, digest_of_feeds, latency_feed, make_feeds
@@ -47,6 +48,7 @@ __all__ = [
     "latency_feed",
     "load_reference",
     "localise",
+    "localise_engine",
     "localise_onnx",
     "make_feeds",
     "measure_departure",

@@ -158,6 +158,7 @@ def test_options_are_frozen() -> None:
         "build-trt": [
             "--builds",
             "--config",
+            "--debug-tensors",
             "--find-islands",
             "--float32",
             "--optimization-level",

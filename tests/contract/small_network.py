@@ -17,6 +17,10 @@ class Network:
         self.layers = [world.make("ILayer", Layer(world, **layer)) for layer in world.scenario.get("layers", [])]
         self.num_layers = len(self.layers)
 
+    def mark_unfused_tensors_as_debug_tensors(self):
+        self.world.record["marked"] = True
+        return not self.world.scenario.get("marks_refused")
+
     def get_layer(self, index):
         return self.layers[index]
 

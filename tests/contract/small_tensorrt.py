@@ -115,6 +115,7 @@ class Builder:
         weights = None if {"BuilderFlag.STRIP_PLAN", "BuilderFlag.WEIGHTLESS"} & set(flags) else self.world.weights
         facts = {"profiles": profiles, "weights": weights, "refittable": "BuilderFlag.REFIT" in flags}
         facts |= {"host_code": "BuilderFlag.VERSION_COMPATIBLE" in flags, "streams": "BuilderFlag.WEIGHT_STREAMING" in flags}
+        facts |= {"debug": bool(self.world.record.get("marked"))}
         return bytearray(json.dumps({**facts, **self.world.scenario.get("engine", {})}).encode())
 
     def tell_progress(self, monitor) -> bool:
@@ -365,6 +366,10 @@ class Inspector:
     def get_engine_information(self, format):  # noqa: A002 - TensorRT's names
         assert format == self.world.trt.LayerInformationFormat.JSON
         kind = self.world.scenario.get("layer_dtype", "FP32")
+        if told := self.world.scenario.get("inspected"):
+            return json.dumps(
+                {"Layers": [{**layer, "Outputs": [{"Name": layer["Name"], "Format/Datatype": f"Row major linear {kind}"}]} for layer in told]}
+            )
         if int(self.world.trt.__version__.split(".")[0]) >= 11:
             tensor = {"Name": "t", "Format": "Row major linear", "Datatype": {"FP32": "Float", "FP16": "Half", "INT8": "Int8", "FP8": "FP8"}[kind]}
             layers = [{"Name": "conv", "LayerType": "Conv", "Outputs": [tensor]}, {"Name": "head", "LayerType": "Gemm", "Outputs": [tensor]}]

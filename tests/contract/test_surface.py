@@ -44,6 +44,8 @@ USED_ONLY_WITH = {
     "trt.HardwareCompatibilityLevel": "hardware compatibility",
     "trt.HardwareCompatibilityLevel.AMPERE_PLUS": "hardware compatibility",
     "trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY": "same compute capability",
+    "trt.IDebugListener": "debug tensors",
+    "trt.IDebugListener.__init__": "debug tensors",
     "trt.TacticSource.CUBLAS": "tactic libraries",
     "trt.TacticSource.CUBLAS_LT": "tactic libraries",
     "trt.TacticSource.CUDNN": "tactic libraries",
@@ -63,6 +65,7 @@ SHOWN_BY = {
     "strict nans": "trt.BuilderFlag.STRICT_NANS",
     "same compute capability": "trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY",
     "batch invariance": "trt.BuilderFlag.DISTRIBUTIVE_INDEPENDENCE",
+    "debug tensors": "trt.INetworkDefinition.mark_unfused_tensors_as_debug_tensors",
     "stripped plans": "trt.BuilderFlag.STRIP_PLAN",
     "refit flag of a plan": "trt.SerializationFlag.INCLUDE_REFIT",
     "native instance norm": "trt.OnnxParserFlag.NATIVE_INSTANCENORM",
@@ -124,7 +127,7 @@ def test_every_name_that_is_used_exists(release, python, surroundings):
     """Every ``trt.A.B`` in the worker's sources exists in this release, or its use is behind a question for its feature."""
     used = set().union(*(names_used(source.read_text()) for source in SOURCES))
     assert {"trt.BuilderFlag.TF32", "trt.Builder", "trt.Runtime", "trt.ProfilingVerbosity.NONE"} <= used  # the scan sees something
-    assert set(USED_ONLY_WITH) - {"trt.IProgressMonitor.__init__"} <= used
+    assert set(USED_ONLY_WITH) - {"trt.IProgressMonitor.__init__", "trt.IDebugListener.__init__"} <= used
     assert missing(python, expected(used, release.number)) == []
 
 

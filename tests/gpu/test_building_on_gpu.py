@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from subjects import digits_project
 
-from exporter.config import OnnxConfig
+from exporter.config import OnnxConfig, ParityConfig
 from exporter.engine import build_engine, make_engine, parse_profiles, probe
 from exporter.errors import EngineBuildError, ExportError
 from exporter.gates import Gates, candidates_of
 from exporter.onnx_export import export_onnx
 from exporter.runners import TensorrtRunner
 from exporter.trt_worker.serving.features import version_has
-from exporter.verify import latency_feed
+from exporter.verify import latency_feed, localise_engine, make_feeds
 
 pytestmark = pytest.mark.gpu
 KEY = "0" * 64
@@ -109,6 +109,20 @@ def test_a_library_that_is_registered_already_is_refused(make_plan, tensorrt, ha
     with has_or_refuses("plugin libraries"), pytest.raises(EngineBuildError) as caught:
         make_plan(plugins=[Path(found[0])])
     assert caught.value.code == "E558"
+
+
+def test_the_inside_of_an_engine_agrees_with_the_file(subject, model, make_plan, tensorrt, has_or_refuses):
+    """Tensors between the layers come finite, with names, and those that can be compared with the float64 run of the file do not depart."""
+    with has_or_refuses("debug tensors"):
+        plan = make_plan(debug_tensors=True)
+    feeds = make_feeds(subject.samples, plan.inputs, subject.samples_config, ParityConfig())
+    with TensorrtRunner(plan, tensorrt) as runner:
+        seen = runner.observe(latency_feed(subject.samples, plan.inputs, subject.samples_config, batch=8))
+        if not seen:
+            pytest.skip(f"TensorRT {plan.tensorrt_version} fuses this network into one")
+        told = localise_engine(runner.observe, plan, model, feeds)
+    assert all(np.isfinite(tensor.value).all() for tensor in seen if tensor.value is not None)
+    assert told.startswith("no tensor that could be compared departs"), told
 
 
 def test_islands_of_a_float16_engine_are_held(subject, tensorrt, version, tmp_path):

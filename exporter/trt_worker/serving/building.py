@@ -16,6 +16,7 @@ from typing import Any
 from exporter.errors import EngineBuildError, ModelNotSupported
 from exporter.trt_worker.serving.constraining import hold_in_float32
 from exporter.trt_worker.serving.cuda import Device
+from exporter.trt_worker.serving.debugging import mark_debug_tensors
 from exporter.trt_worker.serving.features import has
 from exporter.trt_worker.serving.inspecting import precision_shares
 from exporter.trt_worker.serving.loading import Loading, deserialize
@@ -53,6 +54,7 @@ class BuildRequest:
         stripped: the plan leaves without its weights, to take them later.
         version_compatible: later releases of TensorRT run the plan.
         weight_streaming: weights may stay in the host's memory.
+        debug_tensors: the engine hands out what it writes between its layers.
         timing_cache: attach a timing cache, and hand it back.
         reproducible: record the tactics, or take those of ``tactics``.
         tactics: key -> tactic of the build to take after; empty at the first one.
@@ -73,6 +75,7 @@ class BuildRequest:
     stripped: bool = False
     version_compatible: bool = False
     weight_streaming: bool = False
+    debug_tensors: bool = False
     timing_cache: bool = False
     reproducible: bool = False
     tactics: dict[str, str] = field(default_factory=dict)
@@ -125,6 +128,8 @@ def _build(trt: Any, request: BuildRequest, call: Call, device: Device, messages
     call.progress("parse", 1, 1)
     config = _checked(builder.create_builder_config(), "create_builder_config", messages)
     switched_off = _configure(trt, config, request, messages)
+    if request.debug_tensors:
+        mark_debug_tensors(trt, network, messages)
     float32_layers = hold_in_float32(trt, network, config, request.float32_nodes)
     timing = "none"
     if request.reproducible:

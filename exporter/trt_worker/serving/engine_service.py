@@ -1,4 +1,4 @@
-"""What the worker answers: probe, build, refit, load, layers, infer, prepare, time, release, unload."""
+"""What the worker answers: probe, build, refit, load, layers, infer, observe, prepare, time, release, unload."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class EngineService:
     def handlers(self) -> dict[str, Handler]:
         """Return verb -> handler."""
         return {
-            "build": self.build, "infer": self.infer, "layers": self.layers, "load": self.load, "prepare": self.prepare,
-            "probe": self.probe, "refit": self.refit, "release": self.release, "time": self.time, "unload": self.unload,
+            "build": self.build, "infer": self.infer, "layers": self.layers, "load": self.load, "observe": self.observe,
+            "prepare": self.prepare, "probe": self.probe, "refit": self.refit, "release": self.release, "time": self.time, "unload": self.unload,
         }  # fmt: skip
 
     def probe(self, call: Call) -> _Answer:  # noqa: ARG002 - a handler's signature
@@ -96,6 +96,18 @@ class EngineService:
             session.release(binding)
         specs, buffers = pack_arrays(outputs)
         return {"arrays": specs, "unlike": unlike}, buffers
+
+    def observe(self, call: Call) -> _Answer:
+        """Run once; send what the engine wrote between its layers, and the ONNX nodes that each of these tensors comes from."""
+        session = self._loaded()
+        binding = session.bind(unpack_arrays(call.arguments["arrays"], call.buffers))
+        try:
+            seen = session.observe(binding)
+        finally:
+            session.release(binding)
+        specs, buffers = pack_arrays({tensor.name: tensor.value for tensor in seen if tensor.value is not None})
+        facts = [{"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "unread": tensor.unread} for tensor in seen]
+        return {"arrays": specs, "tensors": facts, "nodes": session.nodes_by_tensor()}, buffers
 
     def prepare(self, call: Call) -> _Answer:
         """Place inputs in fixed buffers, and capture the call in a CUDA graph where that was asked for."""

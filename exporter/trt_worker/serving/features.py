@@ -33,6 +33,7 @@ FEATURES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
     "editable timing cache": ((10, 8), _NEVER_REMOVED),
     "same compute capability": ((10, 9), _NEVER_REMOVED),
     "batch invariance": ((10, 12), _NEVER_REMOVED),
+    "debug tensors": ((10, 12), _NEVER_REMOVED),  # of everything that is left after fusion
     "stripped plans": ((10, 0), _NEVER_REMOVED),
     "refit flag of a plan": ((10, 14), _NEVER_REMOVED),  # before, what is serialised stays refittable by itself
 }

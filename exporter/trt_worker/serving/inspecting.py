@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from typing import Any
 
-__all__ = ["layer_precisions", "precision_shares"]
+__all__ = ["layer_precisions", "nodes_by_tensor", "precision_shares"]
 
 _PATTERNS = (
     ("bf16", r"\bbf16\b|bfloat16|\bbfloat\b"),
@@ -28,6 +28,7 @@ _PATTERNS = (
     ("fp32", r"\bfp32\b|float32|\bfloat\b"),
 )
 _EXPRESSIONS = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern in _PATTERNS)
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\x1e|$)")
 UNKNOWN = "unknown"
 
 
@@ -44,16 +45,29 @@ def layer_precisions(information: str) -> dict[str, str]:
     Args:
         information: what ``get_engine_information(JSON)`` returned.
     """
+    return {str(layer.get("Name", f"layer {number}")): _precision_of(layer) for number, layer in enumerate(_layers(information))}
+
+
+def nodes_by_tensor(information: str) -> dict[str, list[str]]:
+    """Return tensor -> the ONNX nodes that the layer which writes it was made from, where the inspector tells both."""
+    found: dict[str, list[str]] = {}
+    for layer in _layers(information):
+        nodes = list(dict.fromkeys(_NODE.findall(str(layer.get("Metadata") or ""))))
+        tensors = layer.get("Outputs")
+        for tensor in tensors if isinstance(tensors, list) else []:
+            if nodes and isinstance(tensor, dict) and "Name" in tensor:
+                found[str(tensor["Name"])] = nodes
+    return found
+
+
+def _layers(information: str) -> list[dict[str, Any]]:
+    """Return the layers that are more than a name."""
     try:
         document = json.loads(information)
     except ValueError:
-        return {}
+        return []
     layers = document.get("Layers") if isinstance(document, dict) else None
-    precisions: dict[str, str] = {}
-    for number, layer in enumerate(layers if isinstance(layers, list) else []):
-        if isinstance(layer, dict):
-            precisions[str(layer.get("Name", f"layer {number}"))] = _precision_of(layer)
-    return precisions
+    return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
 
 
 def _precision_of(layer: dict[str, Any]) -> str:

@@ -20,11 +20,13 @@ from exporter.trt_worker.serving.binding import Array, Binding, on_host
 from exporter.trt_worker.serving.building import describe_tensors
 from exporter.trt_worker.serving.cuda import Driver
 from exporter.trt_worker.serving.cuda_graph import CudaGraph, capture
-from exporter.trt_worker.serving.inspecting import layer_precisions
+from exporter.trt_worker.serving.debugging import DebugTensors, Seen, make_listener
+from exporter.trt_worker.serving.inspecting import layer_precisions, nodes_by_tensor
 from exporter.trt_worker.serving.loading import Loading, deserialize
 from exporter.trt_worker.serving.output_allocator import OutputMemory, make_allocator
 from exporter.trt_worker.serving.repeating import FILLS, same_bytes
 from exporter.trt_worker.serving.tensorrt_module import Messages, construct, make_logger
+from exporter.trt_worker.serving.wishes import require
 
 __all__ = ["Session", "read_plan"]
 
@@ -78,6 +80,7 @@ class Session:
         self._check_tensors()
         self._stream = driver.new_stream()
         self._current: Binding | None = None
+        self._listener: Any = None
         self._profile = 0
         self.load_ms = (time.monotonic() - started) * 1e3
 
@@ -97,15 +100,23 @@ class Session:
 
     def layers(self) -> dict[str, str]:
         """Return layer -> precision, as the engine inspector tells it."""
+        return layer_precisions(self._information())
+
+    def nodes_by_tensor(self) -> dict[str, list[str]]:
+        """Return tensor -> ONNX nodes of the layer that writes it, as the engine inspector tells it."""
+        return nodes_by_tensor(self._information())
+
+    def _information(self) -> str:
         inspector = self._engine.create_engine_inspector()
         if inspector is None:
-            raise EngineBuildError("E522", "a call of TensorRT did not work", facts={"call": "create_engine_inspector", **self._messages.facts()})
-        return layer_precisions(str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)))
+            raise self._failed("create_engine_inspector")
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def free(self) -> None:
         """Give everything back: context before engine before runtime, then the stream."""
         self._current = None
         self._context = None
+        self._listener = None
         self._engine = None
         self._runtime = None
         self._driver.call("cuStreamDestroy_v2", self._stream)
@@ -255,6 +266,32 @@ class Session:
                 self._driver.call("cuMemcpyDtoHAsync_v2", host.ctypes.data, binding.addresses[name], host.nbytes, self._stream)
         self._synchronise()
         return {**binding.outputs, **{name: self._fetch(name, memory) for name, (memory, _) in binding.grown.items()}}
+
+    def observe(self, binding: Binding) -> list[Seen]:
+        """Run once and return what the engine wrote between its layers, in order.
+
+        Raises:
+            EngineBuildError: this release has no debug tensors (E546), a call failed (E522, E523), or a tensor could not be read (E527).
+        """
+        require(self._trt, "debug tensors", "debug_tensors")
+        tensors = DebugTensors(self._driver)
+        if self._listener is None:
+            listener = make_listener(self._trt, tensors)
+            self._must(self._context.set_debug_listener(listener), "set_debug_listener")
+            self._listener = listener
+        self._listener.tensors = tensors
+        self._set_debugging(wanted=True)
+        try:
+            self.run(binding)
+        finally:
+            self._set_debugging(wanted=False)
+            self._listener.tensors = None
+        tensors.check()
+        return tensors.seen
+
+    def _set_debugging(self, *, wanted: bool) -> None:
+        self._context.unfused_tensors_debug_state = wanted  # the bindings drop what the library returns: it is read back
+        self._must(self._context.unfused_tensors_debug_state == wanted, f"unfused_tensors_debug_state = {wanted}")
 
     def _fetch(self, name: str, memory: OutputMemory) -> Array:
         dtype = next(_DTYPES[tensor["dtype"]] for tensor in self.tensors if tensor["name"] == name)
