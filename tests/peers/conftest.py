@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+# ultralytics writes its settings as it is imported: processes that test side by side get a folder each.
+os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolo-")
+os.environ["YOLO_OFFLINE"] = "true"
+atexit.register(shutil.rmtree, os.environ["YOLO_CONFIG_DIR"], ignore_errors=True)
 
 UPDATES = 5000
 """Where the counter of the average begins: with a fresh one the average follows the raw weights so closely that it equals them."""
