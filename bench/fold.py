@@ -23,10 +23,10 @@ from common import print_machine, print_table
 from exporter.artifacts import Provenance
 from exporter.config import FoldConfig, InputConfig
 from exporter.graph import Traced, fold, trace
-from exporter.graph.algebra import rounded_once
 from exporter.graph.aten.constants import compute_constants
 from exporter.graph.aten.reading import ProgramConstants, abstract_graph
 from exporter.graph.planning import make_plan
+from exporter.graph.rewrites.late_weight import rounded
 
 MODEL = Path(__file__).resolve().parent.parent / "fixtures" / "digits" / "model.py"
 ROUNDS = 5
@@ -47,7 +47,7 @@ def planned(traced: Traced) -> None:
     computed = compute_constants(traced.program)
     plan = make_plan(abstract_graph(computed.program), ProgramConstants(computed.program, computed.exact), FoldConfig())
     for new in plan.numbers:
-        rounded_once(new.weight, "float32")
+        rounded(new.given, "float32")
 
 
 def network_of(name: str) -> tuple[torch.nn.Module, tuple[int, ...]]:

@@ -24,10 +24,10 @@ from bench.zoo.judgement import as_convolutions, count_in_torch, largest_error
 from exporter.artifacts import Graph, Provenance, Refusal
 from exporter.config import FoldConfig
 from exporter.graph import fold, fold_error_in_float64
-from exporter.graph.algebra import rounded_once
 from exporter.graph.aten.constants import compute_constants
 from exporter.graph.aten.reading import ProgramConstants, abstract_graph
 from exporter.graph.planning import make_plan
+from exporter.graph.rewrites.late_weight import rounded
 
 __all__ = ["PEERS", "DoesNotApply", "Made"]
 
@@ -91,7 +91,7 @@ def _plan_and_round(program: torch.export.ExportedProgram, config: FoldConfig) -
     """Do what a fold does of its own, without torch's copy of the graph, its code and its verifier."""
     computed = compute_constants(program)
     for new in make_plan(abstract_graph(computed.program), ProgramConstants(computed.program, computed.exact), config).numbers:
-        rounded_once(new.weight, "float32")
+        rounded(new.given, "float32")
 
 
 def ours_onnx(case: Case, level: str) -> Made:

@@ -218,11 +218,11 @@ class AbstractGraph:
     def users_of_memory(self, value: str) -> list[Operator]:
         """Return the operators that read ``value`` or another value in the same memory."""
         own = self.values[value]
-        names = dict.fromkeys(own.users)
-        for other in self._in_memory.get(own.storage, ()):
-            if other in self.values:
-                names.update(dict.fromkeys(self.values[other].users))
-        return [self.operators[name] for name in names]
+        together = self._in_memory.get(own.storage, ())
+        if len(together) <= 1:
+            return self.users_of(value)
+        others = (user for other in together if other in self.values for user in self.values[other].users)
+        return [self.operators[name] for name in dict.fromkeys((*own.users, *others))]
 
     def written_after(self, value: str, operator: Operator) -> Operator | None:
         """Return an operator behind ``operator`` that changes the memory of ``value`` in place, None where there is none."""

@@ -15,8 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "FORMATS",
     "Float64",
     "affine_from_batch_norm",
+    "factor_of_inputs",
+    "factor_of_outputs",
     "largest_of",
     "map_at_each_place",
     "places_inside",
@@ -35,7 +38,8 @@ Float64 = NDArray[np.float64]
 _FIELDS = {"float32": (128, 23), "float16": (16, 10), "bfloat16": (128, 7)}
 """The exponent from which on nothing is finite, and the bits of the fraction."""
 
-_FORMATS: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+FORMATS: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+"""The dtypes that numbers are rounded to, as NumPy knows them."""
 
 
 def affine_from_batch_norm(gamma: Float64 | None, beta: Float64 | None, mean: Float64, var: Float64, eps: float) -> tuple[Float64, Float64]:
@@ -57,24 +61,24 @@ def scaled_outputs(weight: Float64, s: Float64, *, axis: int = 0, groups: int = 
     Exact for every operator that is linear in its weight's output channels: convolutions of any groups, stride, dilation and
     padding, and matrix products. A transposed convolution keeps its weight as ``(inputs, outputs of a group, ...)``.
     """
-    with np.errstate(invalid="ignore", over="ignore"):
-        if is_transposed:
-            by_group = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-            return _scaled(by_group, s.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
-        along = [1] * weight.ndim
-        along[axis] = -1
-        return _scaled(weight, s.reshape(along))
+    return _scaled(weight, factor_of_outputs(weight.shape, s, axis=axis, groups=groups, is_transposed=is_transposed))
+
+
+def factor_of_outputs(shape: Sequence[int], s: Float64, *, axis: int = 0, groups: int = 1, is_transposed: bool = False) -> Float64:
+    """Return what a weight of ``shape`` is multiplied by to scale its outputs by ``s``: an array of as many axes, each as long or 1."""
+    return _by_group(shape, s, groups) if is_transposed else _along(shape, s, axis)
 
 
 def scaled_inputs(weight: Float64, s: Float64, *, axis: int = 1, groups: int = 1, is_transposed: bool = False) -> Float64:
     """Return ``W'`` with ``W' * x = W * (s x)``: scaled along the input channels of ``weight``."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        if not is_transposed and groups > 1:
-            by_group = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-            return _scaled(by_group, s.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
-        along = [1] * weight.ndim
-        along[0 if is_transposed else axis] = -1
-        return _scaled(weight, s.reshape(along))
+    return _scaled(weight, factor_of_inputs(weight.shape, s, axis=axis, groups=groups, is_transposed=is_transposed))
+
+
+def factor_of_inputs(shape: Sequence[int], s: Float64, *, axis: int = 1, groups: int = 1, is_transposed: bool = False) -> Float64:
+    """Return what a weight of ``shape`` is multiplied by to scale its inputs by ``s``: an array of as many axes, each as long or 1."""
+    if not is_transposed and groups > 1:
+        return _by_group(shape, s, groups)
+    return _along(shape, s, 0 if is_transposed else axis)
 
 
 def shift_seen(weight: Float64, t: Float64, *, axis: int = 1, groups: int = 1, is_transposed: bool = False) -> Float64:
@@ -149,8 +153,22 @@ def map_at_each_place(weight: Float64, given: Float64, groups: int) -> Float64:
     return made.reshape(1, weight.shape[0], *given.shape[2:])
 
 
-def _scaled(weight: Float64, s: Float64) -> Float64:
-    scaled: Float64 = weight * s
+def _along(shape: Sequence[int], s: Float64, axis: int) -> Float64:
+    along = [1] * len(shape)
+    along[axis] = -1
+    return s.reshape(along)
+
+
+def _by_group(shape: Sequence[int], s: Float64, groups: int) -> Float64:
+    """Return ``s``, whose numbers are those of one group after the other, for a weight with the groups along its first axis."""
+    of_group: Float64 = s.reshape(groups, -1)
+    return np.repeat(of_group, shape[0] // groups, axis=0).reshape(shape[0], -1, *[1] * (len(shape) - 2))
+
+
+def _scaled(weight: Float64, factor: Float64) -> Float64:
+    scaled: Float64
+    with np.errstate(invalid="ignore", over="ignore"):
+        scaled = weight * factor
     return scaled
 
 
@@ -193,11 +211,11 @@ def rounded_once(exact: Float64, dtype: str) -> NDArray[Any]:
     """
     if dtype in {"float64", "float32"}:
         with np.errstate(over="ignore"):
-            return exact.astype(_FORMATS[dtype])
+            return exact.astype(FORMATS[dtype])
     with np.errstate(over="ignore", invalid="ignore"):
         near = exact.astype(np.float32)
         towards_zero = np.where(np.abs(near.astype(np.float64)) > np.abs(exact), np.nextafter(near, np.float32(0)), near).astype(np.float32)
         is_inexact = towards_zero.astype(np.float64) != exact
         odd = (towards_zero.view(np.uint32) | (is_inexact & np.isfinite(exact)).astype(np.uint32)).view(np.float32)
-        rounded: NDArray[Any] = odd.astype(_FORMATS[dtype])
+        rounded: NDArray[Any] = odd.astype(FORMATS[dtype])
         return rounded

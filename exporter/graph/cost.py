@@ -33,7 +33,10 @@ _ATTENTION = "scaled_dot_product_attention"
 
 def total_of(costs: Iterable[Cost]) -> Cost:
     """Return the sum of costs."""
-    return sum(costs, Cost())
+    flops = moved = 0
+    for cost in costs:
+        flops, moved = flops + cost.flops, moved + cost.bytes
+    return Cost(flops, moved)
 
 
 def cost_of_graph(graph: AbstractGraph) -> Cost:

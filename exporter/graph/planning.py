@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
 
 from exporter.artifacts import Cost, Folded, Refusal, RefusalReason
 from exporter.config import FoldConfig
 from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Operator
 from exporter.graph.algebra import Float64
 from exporter.graph.attempts import Attempt, attempt_of, num_not_finite
-from exporter.graph.cost import cost_of_graph, cost_of_operator, pays, total_of
+from exporter.graph.cost import cost_of_operator, pays, total_of
 from exporter.graph.rewrites import AHEAD, BACK, CONSERVATIVE, LONE, REWRITES, WITH_WORK, Constants, Copy, LinearNumbers, Rewrite, Rewritten
 from exporter.graph.rewrites.contract import Bypass, affine_numbers, linear_of, numbers_given
 from exporter.graph.rewrites.late_weight import LateWeight
@@ -104,7 +107,7 @@ class _Planning:
         self._graph = graph
         self._required = required
         self._config = config
-        self._cost_before = cost_of_graph(graph)
+        self._costs = {name: (operator, cost_of_operator(graph, operator)) for name, operator in graph.operators.items()}
         self._names = {operator.name: operator.module for operator in graph.channel_affines()}
         self._must_explain = {operator.name for operator in graph.batch_norms()}
         self.lone = {operator.name for operator in graph.channel_affines() if _is_lone(operator)}
@@ -124,17 +127,20 @@ class _Planning:
                 self._refusals[name] = Refusal(module, RefusalReason.ISOLATED, (), excluded)
         self._left = [name for name in self._names if name not in self._refusals]
         self._reasons: dict[str, dict[Rewrite, Refusal]] = {name: {} for name in self._left}
+        self._refused_at: dict[tuple[str, Rewrite], int] = {}
+        """How many folds had been made when a rewrite was refused: without one more it would be refused again."""
 
     def round_(self, rewrites: tuple[Rewrite, ...], only: Collection[str]) -> bool:
         """Try each rewrite on these operators, as far as they are left; return whether any was folded."""
         num_left = len(self._left)
         for rewrite in rewrites:
             for name in list(reversed(self._left) if rewrite.looks_ahead else self._left):
-                if name not in only:
+                if name not in only or self._refused_at.get((name, rewrite)) == len(self._folded):
                     continue
                 outcome = self._attempt(self._graph.operators[name], rewrite)
                 if isinstance(outcome, Refusal):
                     self._reasons[name][rewrite] = outcome
+                    self._refused_at[name, rewrite] = len(self._folded)
                     continue
                 rewritten, self._folded[name] = outcome
                 self._carry_out_(rewritten)
@@ -149,14 +155,17 @@ class _Planning:
         absorbed = tuple(self._folded[name] for name in self._names if name in self._folded and name in self.lone)
         num_affine = sum(name not in self._must_explain and name not in self.lone for name in self._folded)
         numbers = self._working.new_numbers(self._graph)
-        costs = (self._cost_before, self._cost_after())
+        costs = (total_of(cost for _, costs in self._costs.values() for cost in costs), total_of(self._costs_after()))
         missed = {name: refusals[name] for name in self._required if name in refusals}
         return Plan(numbers, tuple(self._bypasses), done, kept, num_affine, absorbed, tuple(self._copies), tuple(self._attempts), *costs, missed)
 
-    def _cost_after(self) -> Cost:
-        changed = {name: self._working.of(operator) for name, operator in self._graph.operators.items() if name in self._working.changed}
-        operators = self._graph.operators.values()
-        return total_of(cost for operator in operators for cost in cost_of_operator(self._graph, operator, changed.get(operator.name)))
+    def _costs_after(self) -> Iterator[Cost]:
+        for name, operator in self._graph.operators.items():
+            before, costs = self._costs.get(name, (None, ()))
+            if name in self._working.changed:
+                yield from cost_of_operator(self._graph, operator, self._working.of(operator))
+            else:
+                yield from costs if operator is before else cost_of_operator(self._graph, operator)
 
     def _carry_out_(self, rewritten: Rewritten) -> None:
         for copied in rewritten.copies:
@@ -282,6 +291,9 @@ class _Working:
                 return numbers
             self._small[value] = numbers
         return self._small[value]
+
+    def kept(self, value: str) -> NDArray[Any]:
+        return self._constants.kept(value)
 
     def dtype(self, value: str) -> str:
         return self._constants.dtype(value)

@@ -25,6 +25,8 @@ def steepness_of(role: Role | None, constants: Constants) -> Steep | None:
     if not isinstance(role, BatchNorm) or role.var is None or role.mean is None:
         return None
     var, mean = constants.read(role.var), constants.read(role.mean)
+    if var.size and var.min() > role.eps and var.min() >= _TINY * var.max():  # False where a variance is NaN or infinite
+        return None
     gamma = None if role.gamma is None else constants.read(role.gamma)
     factors = np.abs(affine_from_batch_norm(gamma, None, mean, var, role.eps)[0])
     known = np.isfinite(factors) & np.isfinite(var)

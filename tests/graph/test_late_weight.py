@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import tracemalloc
 
+import ml_dtypes
 import numpy as np
+import pytest
 import torch
 from networks import Sequence, error_in_float64, folded, trained
 from torch import nn
@@ -14,7 +16,8 @@ from exporter.artifacts import Provenance
 from exporter.config import FoldConfig, InputConfig
 from exporter.graph import fold, trace
 from exporter.graph.abstract import Linear
-from exporter.graph.rewrites.late_weight import LateWeight
+from exporter.graph.algebra import rounded_once, scaled_inputs, scaled_outputs
+from exporter.graph.rewrites.late_weight import LateWeight, rounded
 from exporter.graph.rewrites.linear_numbers import LinearNumbers
 
 
@@ -67,3 +70,50 @@ def test_a_bound_that_is_too_large_refuses_nothing():
     graph = folded(Sequence(conv=conv, bn=norm).to(torch.float16), dtype="float16")
     assert [fold.batch_norm for fold in graph.folded] == ["bn"]
     assert error_in_float64(graph) <= 1e-10
+
+
+ROLES = {
+    "dense": (Linear("x", "w", None, weight_axis=0, output_axis=1), (300, 20, 3, 3), 300, 20),
+    "grouped": (Linear("x", "w", None, weight_axis=0, output_axis=1, groups=4), (48, 6, 13, 13), 48, 24),
+    "depthwise": (Linear("x", "w", None, weight_axis=0, output_axis=1, groups=9), (9, 1, 5, 5), 9, 9),
+    "transposed": (Linear("x", "w", None, weight_axis=1, output_axis=1, groups=3, is_transposed=True), (12, 7, 25, 25), 21, 12),
+    "matrix": (Linear("x", "w", None, weight_axis=1, output_axis=-1, weight_input_axis=0, input_axis=-1), (700, 90), 90, 700),
+    "one row": (Linear("x", "w", None, weight_axis=0, output_axis=1), (1, 40000), 1, 40000),
+}
+
+
+@pytest.mark.parametrize("kept", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ROLES)
+def test_block_by_block_is_what_is_rounded_at_once(kind, kept):
+    """Whatever dtype a weight is kept in and rounded to, the bits are those of scaling all of it in float64 and rounding once."""
+    role, shape, outputs, inputs = ROLES[kind]
+    generator = np.random.default_rng(len(kind))
+    weight = generator.standard_normal(shape).astype({"bfloat16": ml_dtypes.bfloat16}.get(kept, kept))
+    weight.reshape(-1)[:3] = (np.nan, np.inf, -0.0)
+    s, t = generator.standard_normal(outputs), generator.standard_normal(inputs) * 1e-30
+    late = LinearNumbers(LateWeight(lambda: weight)).behind(role, s, s, with_bias=True).ahead(role, t)
+    keywords = {"groups": role.groups, "is_transposed": role.is_transposed}
+    behind = scaled_outputs(weight.astype(np.float64), s, axis=role.weight_axis, **keywords)
+    exact = scaled_inputs(behind, t, axis=role.weight_input_axis, **keywords)
+    assert np.array_equal(late.weight, exact, equal_nan=True)
+    assert late.given.shape == shape
+    for dtype in ("float64", "float32", "float16", "bfloat16"):
+        got, expected = rounded(late.given, dtype), rounded_once(exact, dtype)
+        assert got.dtype == expected.dtype
+        assert got.tobytes() == expected.tobytes()
+
+
+def test_what_is_rounded_is_its_own():
+    """A weight that nothing scales is rounded into an array of its own: the network's is not handed out."""
+    weight = np.ones((3, 4))
+    assert not np.shares_memory(rounded(LateWeight(lambda: weight), "float64"), weight)
+
+
+@pytest.mark.parametrize("kept", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_the_bound_of_a_weight_as_it_is_kept(kept):
+    """The bound is the largest magnitude, and NaN wherever one of the numbers is."""
+    numbers = np.array([[0.5, -3.0], [2.0, 1.0]]).astype(kept)
+    assert LateWeight(lambda: numbers).bound == 3.0
+    numbers[1, 0] = np.nan
+    assert math.isnan(LateWeight(lambda: numbers).bound)
+    assert LateWeight(lambda: np.zeros((0, 3), kept)).bound == 0.0

@@ -15,6 +15,7 @@ __all__ = [
     "BATCH_NORMS",
     "RANDOM",
     "arguments_of",
+    "dtype_name",
     "each_axis",
     "memory_arguments",
     "module_of",
@@ -22,6 +23,7 @@ __all__ = [
     "name_of",
     "operator_kind",
     "rank_of",
+    "shape_of",
     "size_of",
     "source_of",
 ]
@@ -109,18 +111,23 @@ def source_of(node: torch.fx.Node) -> str:
 
     Of the files around it the last is meant that is not torch's own, as it is called from the current folder or from where packages lie.
     """
-    for path, line in reversed(_FRAME.findall(node.meta.get("stack_trace") or "")):
-        if not path.startswith(_TORCH):
-            return f"{_short(path)}:{line}"
-    return ""
+    path, line = _last_frame(node.meta.get("stack_trace") or "")
+    return f"{_short(path, os.getcwd())}:{line}" if path else ""  # noqa: PTH109 - a text will do
 
 
-def _short(path: str) -> str:
+@functools.lru_cache(maxsize=4096)
+def _last_frame(trace: str) -> tuple[str, str]:
+    """Return file and line of the last frame that is not torch's own; what a network repeats has the same traces."""
+    return next(((path, line) for path, line in reversed(_FRAME.findall(trace)) if not path.startswith(_TORCH)), ("", ""))
+
+
+@functools.lru_cache(maxsize=1024)
+def _short(path: str, folder: str) -> str:
     _, packages, name = path.replace("\\", "/").rpartition("-packages/")
     if packages:
         return name
     try:
-        return Path(path).relative_to(Path.cwd()).as_posix()
+        return Path(path).relative_to(folder).as_posix()
     except ValueError:
         return Path(path).name
 
@@ -129,6 +136,17 @@ def rank_of(argument: object) -> int:
     """Return the number of axes of the tensor that a node makes, -1 for anything else."""
     tensor = argument.meta.get("val") if isinstance(argument, torch.fx.Node) else None
     return tensor.dim() if isinstance(tensor, torch.Tensor) else -1
+
+
+def shape_of(tensor: torch.Tensor) -> tuple[int | str, ...]:
+    """Return the shape of a tensor, with texts for sizes that are known only at run time."""
+    return tuple(map(size_of, tensor.shape))
+
+
+@functools.cache
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype: ``float32``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def size_of(size: int | torch.SymInt) -> int | str:

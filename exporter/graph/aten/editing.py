@@ -18,8 +18,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 
 from exporter.errors import InternalError
-from exporter.graph.algebra import Float64, rounded_once
+from exporter.graph.algebra import Float64
+from exporter.graph.aten.calls import dtype_name
 from exporter.graph.aten.reading import constant_tensor
+from exporter.graph.rewrites.late_weight import LateWeight, rounded
 
 __all__ = ["ProgramEditor", "copied_graph", "rebuilt_program"]
 
@@ -124,7 +126,7 @@ class ProgramEditor:
         """Return the names of the placeholders that stand for a parameter, a buffer or a constant."""
         return {name for name, spec in self._by_name.items() if spec.target is not None}
 
-    def set_numbers_(self, reader: torch.fx.Node, placeholder: torch.fx.Node, numbers: Float64) -> None:
+    def set_numbers_(self, reader: torch.fx.Node, placeholder: torch.fx.Node, numbers: Float64 | LateWeight) -> None:
         """Let ``reader`` read ``numbers``, rounded once, where it read ``placeholder``; other readers keep what they read."""
         spec = self._by_name[placeholder.name]
         target = spec.target or ""
@@ -134,7 +136,7 @@ class ProgramEditor:
         reader.replace_input_with(placeholder, self.add_constant_(placeholder, numbers, target))
         self._disused.add(placeholder.name)
 
-    def add_constant_(self, like: torch.fx.Node, numbers: Float64, name: str, *, dtype: torch.dtype | None = None) -> torch.fx.Node:
+    def add_constant_(self, like: torch.fx.Node, numbers: Float64 | LateWeight, name: str, *, dtype: torch.dtype | None = None) -> torch.fx.Node:
         """Add a constant of the kind and dtype of the placeholder ``like``, right behind it, and return its node.
 
         Args:
@@ -243,7 +245,7 @@ class ProgramEditor:
             erased.add(gone)
             todo += inputs
 
-    def _store_(self, spec: InputSpec, target: str, numbers: Float64, like: torch.Tensor) -> None:
+    def _store_(self, spec: InputSpec, target: str, numbers: Float64 | LateWeight, like: torch.Tensor) -> None:
         new = _tensor(numbers, like)
         home = self._state_dict if target in self._state_dict else self._constants
         home[target] = torch.nn.Parameter(new, requires_grad=False) if spec.kind is InputKind.PARAMETER else new
@@ -295,11 +297,11 @@ def _renamed(argument: Any, renamed: Mapping[str, str]) -> Any:  # noqa: ANN401 
     return dataclasses.replace(argument, name=name) if name != getattr(argument, "name", "") else argument
 
 
-def _tensor(numbers: Float64, like: torch.Tensor) -> torch.Tensor:
+def _tensor(numbers: Float64 | LateWeight, like: torch.Tensor) -> torch.Tensor:
     """Return ``numbers`` rounded once to the dtype of ``like``."""
-    dtype = str(like.dtype).removeprefix("torch.")
-    rounded = np.ascontiguousarray(rounded_once(numbers, dtype))
-    rounded = rounded.copy() if rounded is numbers or rounded.base is not None else rounded
+    dtype = dtype_name(like.dtype)
+    new = np.ascontiguousarray(rounded(numbers, dtype))
+    new = new.copy() if new is numbers or new.base is not None else new
     if dtype == "bfloat16":  # numpy hands bfloat16 over as bits
-        return torch.from_numpy(rounded.view("uint16")).view(torch.bfloat16).to(like.device)
-    return torch.from_numpy(rounded).to(like.device)
+        return torch.from_numpy(new.view("uint16")).view(torch.bfloat16).to(like.device)
+    return torch.from_numpy(new).to(like.device)

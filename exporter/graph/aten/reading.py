@@ -9,16 +9,18 @@ from __future__ import annotations
 import operator as python_operator
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Operator, Role, Value
 from exporter.graph.algebra import Float64
-from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, memory_arguments, module_of, operator_kind, rank_of, size_of, source_of
+from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, dtype_name, memory_arguments, module_of, operator_kind, rank_of, shape_of, source_of
 from exporter.graph.aten.roles import role_of
 
 __all__ = ["ProgramConstants", "abstract_graph", "constant_tensor", "count_batch_norms", "count_calls", "nested_batch_norms"]
@@ -26,6 +28,7 @@ __all__ = ["ProgramConstants", "abstract_graph", "constant_tensor", "count_batch
 _SIZES = {"sym_size", "sym_numel", "sym_stride"}
 _LIKE = {"reshape_as", "view_as", "expand_as"}
 """Calls that read the shape of a tensor and none of its numbers; the last ones, of their second argument."""
+_SIZES_AND_LIKE = _SIZES | _LIKE
 
 _MAY_BE_BATCH_NORM = {*BATCH_NORMS, "instance_norm", "add", "add_"}
 _CONSTANT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
@@ -36,6 +39,7 @@ def abstract_graph(program: ExportedProgram) -> AbstractGraph:
     nodes = list(program.graph.nodes)
     targets, constants = _targets(program), _constants(program)
     results = {arg for node in nodes if node.op == "output" for arg in node.all_input_nodes}
+    blind = {node for node in nodes if operator_kind(node) in _SIZES_AND_LIKE}
     values, operators = [], []
     names = _Names()
     for node in nodes:
@@ -44,12 +48,9 @@ def abstract_graph(program: ExportedProgram) -> AbstractGraph:
         tensor = node.meta.get("val")
         value = Value(node.name, rank=0, dtype="", is_output=node in results, label=node.name)
         if isinstance(tensor, torch.Tensor):
-            value.rank, value.dtype, value.shape = (
-                tensor.dim(),
-                str(tensor.dtype).removeprefix("torch."),
-                tuple(size_of(size) for size in tensor.shape),
-            )
-        value.users = [user.name for user in node.users if user.op != "output" and not _reads_shape_only(user, node)]
+            value.dtype, value.shape = dtype_name(tensor.dtype), shape_of(tensor)
+            value.rank = len(value.shape)
+        value.users = [user.name for user in node.users if user.op != "output" and not (user in blind and _reads_shape_only(user, node))]
         if node.op == "placeholder":
             target = targets.get(node.name)
             if target is None:
@@ -114,17 +115,22 @@ class ProgramConstants:
 
     def read(self, value: str) -> Float64:
         """Return the numbers of the placeholder ``value``; every floating dtype fits float64 exactly."""
+        exact: Float64 = self.kept(value).astype(np.float64, copy=False)
+        return exact
+
+    def kept(self, value: str) -> NDArray[Any]:
+        """Return the same numbers in the dtype that the program keeps them in, where NumPy knows it; not a copy."""
         if self._targets[value] in self._exact:
             return self._exact[self._targets[value] or ""]
         tensor = self._tensor(value).detach()
         if tensor.dtype is torch.bfloat16 or not tensor.is_cpu:  # of the former NumPy knows nothing
             tensor = tensor.to("cpu", torch.float64)
-        exact: Float64 = tensor.numpy().astype(np.float64, copy=False)
-        return exact
+        kept: NDArray[Any] = tensor.numpy()
+        return kept
 
     def dtype(self, value: str) -> str:
         """Return the dtype of the placeholder ``value``, without ``torch.``."""
-        return str(self._tensor(value).dtype).removeprefix("torch.")
+        return dtype_name(self._tensor(value).dtype)
 
     def _tensor(self, value: str) -> torch.Tensor:
         return constant_tensor(self._program, self._targets[value] or "")

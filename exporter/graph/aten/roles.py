@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from exporter.graph.abstract import BatchNorm, ConstantAffine, Role, Training
-from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, each_axis, module_type_of, name_of, operator_kind, rank_of, size_of
+from exporter.graph.aten.calls import BATCH_NORMS, arguments_of, each_axis, module_type_of, name_of, operator_kind, rank_of, shape_of
 from exporter.graph.aten.lone import LONE_KINDS, lone_affine
 from exporter.graph.aten.products import MATRIX_PRODUCTS, PRODUCTS, matrix_product
 from exporter.graph.through import Join, KeepsChannels, Maximum, Permutation, PixelShuffle, PositiveHomogeneous, Reshape, Sum, Take
@@ -188,7 +188,7 @@ def _reshaped(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor
     data = name_of(call["self"])
     if data is None or call["self"].meta["val"].dtype != result.dtype:
         return None
-    return Reshape(data, _shape(call["self"]), tuple(size_of(size) for size in result.shape))
+    return Reshape(data, _shape(call["self"]), shape_of(result))
 
 
 def _shuffled(node: torch.fx.Node, call: Mapping[str, Any], result: torch.Tensor) -> Role | None:  # noqa: ARG001
@@ -303,4 +303,4 @@ def _last(result: torch.Tensor, count: int) -> tuple[int, ...]:
 
 
 def _shape(node: torch.fx.Node) -> tuple[int | str, ...]:
-    return tuple(size_of(size) for size in node.meta["val"].shape)
+    return shape_of(node.meta["val"])

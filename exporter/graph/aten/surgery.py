@@ -42,10 +42,10 @@ def _write_(editor: ProgramEditor, new: NewNumbers) -> None:
     if new.border is not None:
         border = editor.add_constant_(like, new.border, _name_in(stem, "border"))
         editor.append_(product, _ATEN.add.Tensor, (product, border))
-    numbers = new.weight
+    numbers = new.given
     if new.ones is not None:
         groups = int(call["groups"])
-        numbers = with_input_of_ones(numbers, new.ones, groups, is_transposed=_is_transposed(product))
+        numbers = with_input_of_ones(new.weight, new.ones, groups, is_transposed=_is_transposed(product))
         _append_ones_(editor, product, groups)
     if weight is None:
         _give_(product, 1, "weight", editor.add_constant_(like, numbers, _name_in(stem, "weight")))

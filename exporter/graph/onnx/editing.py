@@ -8,8 +8,9 @@ from typing import cast
 import numpy as np
 import onnx_ir as ir
 
-from exporter.graph.algebra import Float64, rounded_once
+from exporter.graph.algebra import Float64
 from exporter.graph.onnx.nodes import inner_nodes, nested_graphs
+from exporter.graph.rewrites.late_weight import LateWeight, rounded
 
 __all__ = ["ModelEditor"]
 
@@ -37,7 +38,7 @@ class ModelEditor:
             value = self._stands_for[value]
         return value
 
-    def add_initializer_(self, name: str, numbers: Float64, dtype: str) -> ir.Value:
+    def add_initializer_(self, name: str, numbers: Float64 | LateWeight, dtype: str) -> ir.Value:
         """Add an initializer and return it.
 
         Args:
@@ -52,7 +53,7 @@ class ModelEditor:
         self._values[free] = value
         return value
 
-    def set_numbers_(self, reader: ir.Node, position: int, numbers: Float64, dtype: str) -> None:
+    def set_numbers_(self, reader: ir.Node, position: int, numbers: Float64 | LateWeight, dtype: str) -> None:
         """Let ``reader`` read ``numbers``, rounded once, at ``position``; other readers of what it read keep it."""
         old = reader.inputs[position] if position < len(reader.inputs) else None
         if old is not None and old.is_initializer() and not old.is_graph_input() and not old.is_graph_output() and len(old.uses()) == 1:
@@ -222,11 +223,12 @@ class ModelEditor:
             todo += captured
 
 
-def set_tensor_(value: ir.Value, numbers: Float64, dtype: str) -> None:
+def set_tensor_(value: ir.Value, numbers: Float64 | LateWeight, dtype: str) -> None:
     """Give an initializer other numbers, rounded once."""
-    rounded = np.asarray(rounded_once(np.asarray(numbers, dtype=np.float64), dtype), order="C")  # a single number keeps its rank
-    if rounded is numbers or rounded.base is not None:
-        rounded = rounded.copy()
-    tensor = ir.tensor(rounded, name=value.name)
+    exact = numbers if isinstance(numbers, LateWeight) else np.asarray(numbers, dtype=np.float64)
+    new = np.asarray(rounded(exact, dtype), order="C")  # a single number keeps its rank
+    if new is numbers or new.base is not None:
+        new = new.copy()
+    tensor = ir.tensor(new, name=value.name)
     value.const_value = tensor
-    value.shape, value.type = ir.Shape(rounded.shape), ir.TensorType(tensor.dtype)
+    value.shape, value.type = ir.Shape(new.shape), ir.TensorType(tensor.dtype)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Lone, Operator, Value
 from exporter.graph.algebra import Float64
@@ -45,6 +47,11 @@ class ModelConstants:
 
     def read(self, value: str) -> Float64:
         """Return the numbers of ``value``, those of the first time; every floating dtype fits float64 exactly."""
+        exact: Float64 = self.kept(value).astype(np.float64, copy=False)
+        return exact
+
+    def kept(self, value: str) -> NDArray[Any]:
+        """Return the same numbers in the dtype that the model keeps them in."""
         if value in self._exact:
             return self._exact[value]
         if value not in self._tensors:
@@ -52,8 +59,7 @@ class ModelConstants:
         tensor = self._tensors[value]
         if tensor is None:
             raise KeyError(value)
-        exact: Float64 = np.asarray(tensor.numpy()).astype(np.float64)
-        return exact
+        return np.asarray(tensor.numpy())
 
     def dtype(self, value: str) -> str:
         """Return the dtype of ``value``: ``float32``."""

@@ -42,10 +42,10 @@ def _copy_(editor: ModelEditor, sites: dict[str, Site], nodes: dict[str, tuple[i
 
 
 def _write_(editor: ModelEditor, site: Site, new: NewNumbers) -> None:
-    node, weight = site.node, new.weight
+    node, weight = site.node, new.given
     if new.ones is not None:
         groups, is_transposed = node.attributes.get_int("group", 1), node.op_type == "ConvTranspose"
-        weight = with_input_of_ones(weight, new.ones, groups, is_transposed=is_transposed)
+        weight = with_input_of_ones(new.weight, new.ones, groups, is_transposed=is_transposed)
         append_ones_(editor, node, groups, site.dtype)
     editor.set_numbers_(node, site.weight, weight, site.dtype)
     if new.bias is not None:

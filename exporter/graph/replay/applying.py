@@ -19,9 +19,10 @@ from exporter.graph.abstract import BatchNorm, Operator
 from exporter.graph.algebra import Float64, rounded_once, with_input_of_ones
 from exporter.graph.attempts import Attempt, num_not_finite, outline_of
 from exporter.graph.replay.document import FoldPlan, Result, Value, read_plan
-from exporter.graph.replay.origins import evaluated
+from exporter.graph.replay.origins import Stored, evaluated
 from exporter.graph.rewrites import REWRITES, WITH_WORK
 from exporter.graph.rewrites.contract import Rewritten, linear_of, numbers_given
+from exporter.graph.rewrites.late_weight import rounded
 from exporter.graph.rewrites.linear_numbers import LinearNumbers
 from exporter.tensors import header_bytes, numpy_dtype, ordered_specs, read_header
 from exporter.tensors.sources import open_regular
@@ -97,6 +98,10 @@ class _Numbers:
     def read(self, value: str) -> Float64:
         return evaluated(self.values[value].origin, self.weights)
 
+    def kept(self, value: str) -> NDArray[Any]:
+        origin = self.values[value].origin
+        return self.weights[origin.name] if isinstance(origin, Stored) else evaluated(origin, self.weights)
+
     def dtype(self, value: str) -> str:
         return self.values[value].dtype
 
@@ -144,10 +149,10 @@ def _other_plan(attempt: Attempt, found: str) -> FoldError:
 
 
 def _rounded(result: Result, own: LinearNumbers) -> NDArray[Any]:
-    exact = getattr(own, result.part)
+    exact = own.given if result.part == "weight" else getattr(own, result.part)
     if result.part == "weight" and own.ones is not None:
-        exact = with_input_of_ones(exact, own.ones, result.groups, is_transposed=result.is_transposed)
-    return np.ascontiguousarray(rounded_once(exact, result.dtype))
+        exact = with_input_of_ones(own.weight, own.ones, result.groups, is_transposed=result.is_transposed)
+    return np.ascontiguousarray(rounded(exact, result.dtype))
 
 
 def _unchanged(result: Result, weights: Mapping[str, NDArray[Any]]) -> NDArray[Any]:

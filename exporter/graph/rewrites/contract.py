@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.artifacts import Refusal
 from exporter.graph.abstract import AbstractGraph, BatchNorm, ConstantAffine, Linear, Operator
@@ -22,6 +23,10 @@ class Constants(Protocol):
 
     def read(self, value: str) -> Float64:
         """Return the numbers of ``value``."""
+        ...
+
+    def kept(self, value: str) -> NDArray[Any]:
+        """Return the same numbers as they are kept, in any dtype that float64 holds."""
         ...
 
     def dtype(self, value: str) -> str:
@@ -131,7 +136,7 @@ def numbers_given(operator: Operator, constants: Constants) -> LinearNumbers:
         beta = None if role.beta is None else constants.read(role.beta)
         return LinearNumbers(np.ones_like(constants.read(role.mean or "")) if role.gamma is None else constants.read(role.gamma), beta)
     linear = linear_of(operator)
-    return LinearNumbers(LateWeight(lambda: constants.read(linear.weight)), None if linear.bias is None else constants.read(linear.bias))
+    return LinearNumbers(LateWeight(lambda: constants.kept(linear.weight)), None if linear.bias is None else constants.read(linear.bias))
 
 
 def linear_of(operator: Operator) -> Linear:

@@ -12,15 +12,14 @@ The last two hold what a shift becomes where not every output sees all taps (``p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from exporter.graph.abstract import Linear
-from exporter.graph.algebra import Float64, scaled_inputs, scaled_outputs, shifted_bias
-from exporter.graph.rewrites.late_weight import LateWeight
+from exporter.graph.algebra import Float64, factor_of_inputs, factor_of_outputs, shifted_bias
+from exporter.graph.rewrites.late_weight import Factor, LateWeight
 
 __all__ = ["LinearNumbers"]
 
@@ -62,24 +61,28 @@ class LinearNumbers:
             s, t: one number for each output channel.
             with_bias: whether a bias is created where there is none.
         """
-        scale = partial(scaled_outputs, s=s, axis=role.weight_axis, groups=role.groups, is_transposed=role.is_transposed)
+        factor = partial(factor_of_outputs, s=s, axis=role.weight_axis, groups=role.groups, is_transposed=role.is_transposed)
         bias = shifted_bias(self.bias, s, t) if self.bias is not None or with_bias else None
         with np.errstate(invalid="ignore", over="ignore"):
             border = None if self.border is None else self.border * s.reshape(1, -1, *[1] * (self.border.ndim - 2))
             ones = None if self.ones is None else self.ones * s.reshape(-1, *[1] * (self.ones.ndim - 1))
-        return LinearNumbers(self._scaled(scale, s), bias, border, ones)
+        return LinearNumbers(self._scaled(factor, s), bias, border, ones)
 
     def ahead(self, role: Linear, s: Float64) -> LinearNumbers:
         """Return the numbers that give for ``x`` what these give for ``s x``, with one number of ``s`` for each input channel."""
-        scale = partial(scaled_inputs, s=s, axis=role.weight_input_axis, groups=role.groups, is_transposed=role.is_transposed)
-        return replace(self, given=self._scaled(scale, s))
+        factor = partial(factor_of_inputs, s=s, axis=role.weight_input_axis, groups=role.groups, is_transposed=role.is_transposed)
+        return replace(self, given=self._scaled(factor, s))
 
     def added(self, *, bias: Float64 | None = None, border: Float64 | None = None, ones: Float64 | None = None) -> LinearNumbers:
         """Return the numbers with these added to what is there."""
         return replace(self, bias=_sum(self.bias, bias), border=_sum(self.border, border), ones=_sum(self.ones, ones))
 
-    def _scaled(self, scale: Callable[[Float64], Float64], s: Float64) -> Float64 | LateWeight:
-        return self.given.scaled(scale, s) if isinstance(self.given, LateWeight) else scale(self.given)
+    def _scaled(self, factor: Factor, s: Float64) -> Float64 | LateWeight:
+        if isinstance(self.given, LateWeight):
+            return self.given.scaled(factor, s)
+        with np.errstate(invalid="ignore", over="ignore"):
+            scaled: Float64 = self.given * factor(self.given.shape)
+        return scaled
 
 
 def _sum(one: Float64 | None, other: Float64 | None) -> Float64 | None:
