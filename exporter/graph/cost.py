@@ -50,10 +50,13 @@ def cost_of_operator(graph: AbstractGraph, operator: Operator, numbers: LinearNu
     if _is_view(operator):
         return ()
     inputs = [graph.values[name] for name in dict.fromkeys(operator.inputs) if name in graph.values]
-    moved = sum(map(_bytes, (*inputs, output)))
+    moved, count = _bytes(output), _count(output.shape)
+    for value in inputs:
+        moved += _bytes(value)
+        if not value.is_constant:
+            count = max(count, _count(value.shape))
     if isinstance(role, Linear):
         return _linear(graph, operator, role, moved, numbers)
-    count = max((_count(value.shape) for value in (*inputs, output) if not value.is_constant), default=0)
     if isinstance(role, BatchNorm) or (isinstance(role, ConstantAffine) and role.lone is None):
         return (Cost(2 * count, moved),)
     if operator.kind.lower() in _MATRIX_PRODUCTS and len(inputs) >= 2:
@@ -110,7 +113,7 @@ def _is_view(operator: Operator) -> bool:
 
 
 def _bytes(value: Value) -> int:
-    return _count(value.shape) * _item_size(value.dtype) if value.dtype else 0
+    return _count(value.shape) * _BYTES.get(value.dtype, 1) if value.dtype else 0
 
 
 def _item_size(dtype: str) -> int:

@@ -16,7 +16,7 @@ from exporter.graph.algebra import Float64
 from exporter.graph.attempts import Attempt, attempt_of, num_not_finite
 from exporter.graph.cost import cost_of_operator, pays, total_of
 from exporter.graph.rewrites import AHEAD, BACK, CONSERVATIVE, LONE, REWRITES, WITH_WORK, Constants, Copy, LinearNumbers, Rewrite, Rewritten
-from exporter.graph.rewrites.contract import Bypass, affine_numbers, linear_of, numbers_given
+from exporter.graph.rewrites.contract import Bypass, linear_of, num_channels, numbers_given
 from exporter.graph.rewrites.late_weight import LateWeight
 from exporter.graph.steepness import steepness_of
 
@@ -190,7 +190,7 @@ class _Planning:
         if objection is not None:
             return objection
         first = match.absorbers[0]
-        channels = affine_numbers(affine, self._working)[0].size
+        channels = num_channels(affine, self._working)
         name, changed = first.module or first.kind, rewritten.changed
         if _is_lone(affine):  # what made its data makes what it made, and whoever counts the calls of its module finds one less
             others = (product.module for product in match.absorbers if rewritten.direction == "back")

@@ -25,7 +25,8 @@ def steepness_of(role: Role | None, constants: Constants) -> Steep | None:
     if not isinstance(role, BatchNorm) or role.var is None or role.mean is None:
         return None
     var, mean = constants.read(role.var), constants.read(role.mean)
-    if var.size and var.min() > role.eps and var.min() >= _TINY * var.max():  # False where a variance is NaN or infinite
+    smallest = var.min(initial=np.inf)
+    if smallest > role.eps and smallest >= _TINY * var.max(initial=0.0):  # False where a variance is NaN or infinite
         return None
     gamma = None if role.gamma is None else constants.read(role.gamma)
     factors = np.abs(affine_from_batch_norm(gamma, None, mean, var, role.eps)[0])

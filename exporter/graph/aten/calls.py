@@ -96,7 +96,7 @@ def _kind_of(target: Any) -> str:  # noqa: ANN401 - an operator of torch's, a fu
 def module_of(node: torch.fx.Node) -> str:
     """Return the name of the module that a call belongs to, as in ``named_modules``; empty for the outermost one."""
     stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
+    return str(next(reversed(stack.values()))[0]) if stack else ""
 
 
 def module_type_of(node: torch.fx.Node) -> str:

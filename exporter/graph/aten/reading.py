@@ -188,7 +188,7 @@ def _operator(node: torch.fx.Node, constants: Mapping[str, str], names: _Names) 
     elif isinstance(role, Linear):
         kind = f"conv{'_transpose' if role.is_transposed else ''}{rank_of(node) - 2}d" if kind == "convolution" else kind
         module = module or constants.get(role.weight, "").rpartition(".")[0]
-    return Operator(node.name, module, kind, tuple(_all_inputs(node)), node.name, role, *_memory(node), source_of(node))
+    return Operator(node.name, module, kind, _all_inputs(node), node.name, role, *_memory(node), source_of(node))
 
 
 def _reads_shape_only(user: torch.fx.Node, node: torch.fx.Node) -> bool:
@@ -220,11 +220,11 @@ def _memory(node: torch.fx.Node) -> tuple[tuple[str, ...], str | None]:
     return tuple(writes), alias
 
 
-def _all_inputs(node: torch.fx.Node) -> Iterator[str]:
-    """Yield the names of the nodes that a call reads, with repetition."""
+def _all_inputs(node: torch.fx.Node) -> tuple[str, ...]:
+    """Return the names of the nodes that a call reads, with repetition."""
     found: list[str] = []
     torch.fx.map_arg((node.args, node.kwargs), lambda argument: found.append(argument.name))
-    yield from found
+    return tuple(found)
 
 
 def _storage(program: ExportedProgram, target: str) -> str:

@@ -15,7 +15,7 @@ from exporter.graph.algebra import Float64, affine_from_batch_norm
 from exporter.graph.rewrites.late_weight import LateWeight
 from exporter.graph.rewrites.linear_numbers import LinearNumbers
 
-__all__ = ["Bypass", "Constants", "Copy", "Match", "Numbers", "Rewrite", "Rewritten", "affine_numbers", "linear_of", "numbers_given"]
+__all__ = ["Bypass", "Constants", "Copy", "Match", "Numbers", "Rewrite", "Rewritten", "affine_numbers", "linear_of", "num_channels", "numbers_given"]
 
 
 class Constants(Protocol):
@@ -127,6 +127,14 @@ def affine_numbers(operator: Operator, numbers: Numbers) -> tuple[Float64, Float
         raise TypeError(f"{operator.label} is no BatchNorm with running statistics")
     own = numbers.of(operator)
     return affine_from_batch_norm(own.weight, own.bias, numbers.read(role.mean), numbers.read(role.var), role.eps)
+
+
+def num_channels(operator: Operator, numbers: Numbers) -> int:
+    """Return how many channels a BatchNorm has, or what stands alone."""
+    role = operator.role
+    if isinstance(role, BatchNorm) and role.mean is not None:
+        return numbers.read(role.mean).size
+    return affine_numbers(operator, numbers)[0].size
 
 
 def numbers_given(operator: Operator, constants: Constants) -> LinearNumbers:
