@@ -46,9 +46,9 @@ def cost_of_graph(graph: AbstractGraph) -> Cost:
 
 def cost_of_operator(graph: AbstractGraph, operator: Operator, numbers: LinearNumbers | None = None) -> tuple[Cost, ...]:
     """Return what an operator costs, with these numbers where it is linear: its own cost, and that of the calls that they add."""
-    role, output = operator.role, graph.values[operator.output]
     if _is_view(operator):
         return ()
+    role, output = operator.role, graph.values[operator.output]
     inputs = [graph.values[name] for name in dict.fromkeys(operator.inputs) if name in graph.values]
     moved, count = _bytes(output), _count(output.shape)
     for value in inputs:

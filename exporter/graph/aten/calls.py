@@ -83,14 +83,9 @@ def memory_arguments(target: OpOverload) -> tuple[tuple[str, bool], ...]:
 
 def operator_kind(node: torch.fx.Node) -> str:
     """Return the short name of a call: ``conv2d`` for ``aten.conv2d.default``."""
-    return _kind_of(node.target)
-
-
-@functools.cache
-def _kind_of(target: Any) -> str:  # noqa: ANN401 - an operator of torch's, a function, or a name
-    if isinstance(target, OpOverload):
-        return str(target._schema.name).partition("::")[2]  # noqa: SLF001 - torch has no public name for it
-    return str(getattr(target, "__name__", target))
+    target = node.target
+    kind: str = target.overloadpacket.__name__ if isinstance(target, OpOverload) else str(getattr(target, "__name__", target))
+    return kind
 
 
 def module_of(node: torch.fx.Node) -> str:

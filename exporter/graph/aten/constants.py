@@ -90,7 +90,7 @@ def _constant_nodes(program: ExportedProgram) -> dict[torch.fx.Node, str]:
             target = targets.get(node.name)
             if target is not None and target not in written and node not in changed:
                 found[node] = target
-        elif node.op == "call_function" and _is_pure(node) and node not in changed and all(argument in found for argument in node.all_input_nodes):
+        elif node.op == "call_function" and all(argument in found for argument in node.all_input_nodes) and node not in changed and _is_pure(node):
             found[node] = ""
     return found
 

@@ -112,6 +112,7 @@ class ProgramConstants:
         self._program = program
         self._exact = exact or {}
         self._targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
+        self._views: dict[str, NDArray[Any]] = {}
 
     def read(self, value: str) -> Float64:
         """Return the numbers of the placeholder ``value``; every floating dtype fits float64 exactly."""
@@ -120,13 +121,15 @@ class ProgramConstants:
 
     def kept(self, value: str) -> NDArray[Any]:
         """Return the same numbers in the dtype that the program keeps them in, where NumPy knows it; not a copy."""
+        if value in self._views:
+            return self._views[value]
         if self._targets[value] in self._exact:
             return self._exact[self._targets[value] or ""]
         tensor = self._tensor(value).detach()
         if tensor.dtype is torch.bfloat16 or not tensor.is_cpu:  # of the former NumPy knows nothing
-            tensor = tensor.to("cpu", torch.float64)
-        kept: NDArray[Any] = tensor.numpy()
-        return kept
+            copied: NDArray[Any] = tensor.to("cpu", torch.float64).numpy()
+            return copied
+        return self._views.setdefault(value, tensor.numpy())
 
     def dtype(self, value: str) -> str:
         """Return the dtype of the placeholder ``value``, without ``torch.``."""
@@ -231,4 +234,5 @@ def _storage(program: ExportedProgram, target: str) -> str:
     tensor = program.state_dict.get(target, program.constants.get(target))
     if not isinstance(tensor, torch.Tensor) or tensor.numel() == 0:
         return ""
-    return f"{tensor.device}:{tensor.untyped_storage().data_ptr()}"
+    address = tensor.untyped_storage().data_ptr()
+    return str(address) if tensor.is_cpu else f"{tensor.device}:{address}"

@@ -22,12 +22,13 @@ def objection_to_statistics(graph: AbstractGraph, affine: Operator) -> Refusal |
         return Refusal(affine.module, RefusalReason.NO_RUNNING_STATISTICS, (), role.training.value)
     if isinstance(role, BatchNorm) and role.training is Training.BATCH:
         return Refusal(affine.module, RefusalReason.TRAINING, (), role.training.value)
-    for value in [graph.values[name] for name in role.parameters]:
+    for name in role.parameters:
+        value = graph.values[name]
         if not value.is_constant:
             return Refusal(affine.module, RefusalReason.NOT_CONSTANT, (value.label,), f"{value.label} is computed or written to")
-        readers = [user for user in graph.users_of_memory(value.name) if value.name in user.writes or _trains(user)]
-        if readers:
-            return Refusal(affine.module, RefusalReason.NOT_CONSTANT, (value.label,), f"also used by {readers[0].label}, which may change it")
+        for user in graph.users_of_memory(name):
+            if name in user.writes or _trains(user):
+                return Refusal(affine.module, RefusalReason.NOT_CONSTANT, (value.label,), f"also used by {user.label}, which may change it")
     if graph.values[role.data].dtype != graph.values[affine.output].dtype:
         return Refusal(affine.module, RefusalReason.NOT_LINEAR, (), "the BatchNorm changes the dtype")
     return None
