@@ -65,7 +65,7 @@ class LateWeight:
         return made
 
     def rounded(self, dtype: str) -> NDArray[Any]:
-        """Return the numbers rounded once to ``dtype``, in an array of their own; never are all of them there in float64."""
+        """Return the numbers rounded once to ``dtype``, in an array of their own; in float64 there is never more than a block of rows."""
         given = self._given()
         factors = [factor(given.shape) for factor in self._factors]
         made = np.empty(given.shape, FORMATS[dtype])
