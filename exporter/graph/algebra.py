@@ -24,6 +24,7 @@ __all__ = [
     "map_at_each_place",
     "places_inside",
     "rounded_once",
+    "scaled_by",
     "scaled_inputs",
     "scaled_outputs",
     "shift_of_each_place",
@@ -61,7 +62,7 @@ def scaled_outputs(weight: Float64, s: Float64, *, axis: int = 0, groups: int = 
     Exact for every operator that is linear in its weight's output channels: convolutions of any groups, stride, dilation and
     padding, and matrix products. A transposed convolution keeps its weight as ``(inputs, outputs of a group, ...)``.
     """
-    return _scaled(weight, factor_of_outputs(weight.shape, s, axis=axis, groups=groups, is_transposed=is_transposed))
+    return scaled_by(weight, factor_of_outputs(weight.shape, s, axis=axis, groups=groups, is_transposed=is_transposed))
 
 
 def factor_of_outputs(shape: Sequence[int], s: Float64, *, axis: int = 0, groups: int = 1, is_transposed: bool = False) -> Float64:
@@ -71,7 +72,7 @@ def factor_of_outputs(shape: Sequence[int], s: Float64, *, axis: int = 0, groups
 
 def scaled_inputs(weight: Float64, s: Float64, *, axis: int = 1, groups: int = 1, is_transposed: bool = False) -> Float64:
     """Return ``W'`` with ``W' * x = W * (s x)``: scaled along the input channels of ``weight``."""
-    return _scaled(weight, factor_of_inputs(weight.shape, s, axis=axis, groups=groups, is_transposed=is_transposed))
+    return scaled_by(weight, factor_of_inputs(weight.shape, s, axis=axis, groups=groups, is_transposed=is_transposed))
 
 
 def factor_of_inputs(shape: Sequence[int], s: Float64, *, axis: int = 1, groups: int = 1, is_transposed: bool = False) -> Float64:
@@ -165,7 +166,8 @@ def _by_group(shape: Sequence[int], s: Float64, groups: int) -> Float64:
     return np.repeat(of_group, shape[0] // groups, axis=0).reshape(shape[0], -1, *[1] * (len(shape) - 2))
 
 
-def _scaled(weight: Float64, factor: Float64) -> Float64:
+def scaled_by(weight: Float64, factor: Float64) -> Float64:
+    """Return ``weight`` times a factor of its outputs or its inputs."""
     scaled: Float64
     with np.errstate(invalid="ignore", over="ignore"):
         scaled = weight * factor

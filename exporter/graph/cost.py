@@ -113,7 +113,7 @@ def _is_view(operator: Operator) -> bool:
 
 
 def _bytes(value: Value) -> int:
-    return _count(value.shape) * _BYTES.get(value.dtype, 1) if value.dtype else 0
+    return _count(value.shape) * _item_size(value.dtype) if value.dtype else 0
 
 
 def _item_size(dtype: str) -> int:

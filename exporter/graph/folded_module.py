@@ -15,6 +15,7 @@ from exporter.artifacts import Folded, Graph, Provenance, Refusal, TensorSpec
 from exporter.config import FoldConfig, InputConfig
 from exporter.errors import FoldError, SampleError
 from exporter.factories.inputs import BATCH
+from exporter.graph.aten.calls import dtype_name
 from exporter.graph.folding import fold_recorded
 from exporter.graph.replay.document import FoldPlan
 from exporter.graph.tracing import trace
@@ -164,9 +165,7 @@ def _input(name: str, tensor: Tensor, dynamic: Mapping[int, str]) -> InputConfig
     shape = tuple(tensor.shape)
     if shape[0] == 1 and (not dynamic or 0 in dynamic):
         shape = (BATCH, *shape[1:])  # a tracer takes a size of one for a constant
-    return InputConfig(
-        name=name, shape=shape, dtype=str(tensor.dtype).removeprefix("torch."), dynamic={str(axis): text for axis, text in dynamic.items()}
-    )
+    return InputConfig(name=name, shape=shape, dtype=dtype_name(tensor.dtype), dynamic={str(axis): text for axis, text in dynamic.items()})
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from exporter.artifacts import TensorSpec
 from exporter.errors import ConfigError, ExportError
 from exporter.factories.outputs import names_of_outputs
+from exporter.graph.aten.calls import dtype_name
 
 __all__ = ["output_specs"]
 
@@ -54,7 +55,7 @@ def output_specs(program: ExportedProgram, configured: tuple[str, ...], axis_nam
                 help="wrap it in a module whose forward returns tensors only",
             )
         shape = tuple(_axis(size, axis_names) for size in tensor.shape)
-        specs.append(TensorSpec(name, shape, str(tensor.dtype).removeprefix("torch.")))
+        specs.append(TensorSpec(name, shape, dtype_name(tensor.dtype)))
     return tuple(specs)
 
 

@@ -155,7 +155,7 @@ class _Planning:
         absorbed = tuple(self._folded[name] for name in self._names if name in self._folded and name in self.lone)
         num_affine = sum(name not in self._must_explain and name not in self.lone for name in self._folded)
         numbers = self._working.new_numbers(self._graph)
-        costs = (total_of(cost for _, costs in self._costs.values() for cost in costs), total_of(self._costs_after()))
+        costs = (total_of(cost for _, each in self._costs.values() for cost in each), total_of(self._costs_after()))
         missed = {name: refusals[name] for name in self._required if name in refusals}
         return Plan(numbers, tuple(self._bypasses), done, kept, num_affine, absorbed, tuple(self._copies), tuple(self._attempts), *costs, missed)
 

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from exporter.artifacts import Graph, Outcome, Verdict
 from exporter.config import FoldConfig
-from exporter.graph.aten.calls import operator_kind
+from exporter.graph.aten.calls import dtype_name, operator_kind
 from exporter.graph.aten.reading import abstract_graph, count_batch_norms, nested_batch_norms
 from exporter.graph.cost import cost_of_graph
 
@@ -67,7 +67,7 @@ def _tensors(graph: Graph) -> Iterator[str]:
     before, after = graph.unfused.state_dict, graph.folded_program.state_dict
     for name, tensor in after.items():
         if name in before and before[name].dtype != tensor.dtype:
-            yield f"{name} is of {_dtype(tensor)} and was of {_dtype(before[name])}"
+            yield f"{name} is of {dtype_name(tensor.dtype)} and was of {dtype_name(before[name].dtype)}"
         elif name in before and before[name].dim() != tensor.dim():
             yield f"{name} has {tensor.dim()} axes and had {before[name].dim()}"
 
@@ -97,8 +97,4 @@ def _specs(program: ExportedProgram) -> tuple[list[str], list[str]]:
 
 def _shape(node: torch.fx.Node) -> str:
     tensor = node.meta.get("val")
-    return f"{_dtype(tensor)}[{', '.join(map(str, tensor.shape))}]" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    return f"{dtype_name(tensor.dtype)}[{', '.join(map(str, tensor.shape))}]" if isinstance(tensor, torch.Tensor) else type(tensor).__name__

@@ -90,15 +90,19 @@ def operator_kind(node: torch.fx.Node) -> str:
 
 def module_of(node: torch.fx.Node) -> str:
     """Return the name of the module that a call belongs to, as in ``named_modules``; empty for the outermost one."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(next(reversed(stack.values()))[0]) if stack else ""
+    return str(_innermost(node)[0])
 
 
 def module_type_of(node: torch.fx.Node) -> str:
     """Return the class of the module that a call belongs to, as its qualified name; empty where the graph does not say."""
-    stack = node.meta.get("nn_module_stack") or {}
-    kind = list(stack.values())[-1][1] if stack else ""
+    kind = _innermost(node)[1]
     return kind if isinstance(kind, str) else f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"
+
+
+def _innermost(node: torch.fx.Node) -> tuple[str, Any]:
+    """Return name and class of the module that a call belongs to, both empty where the graph does not say."""
+    stack = node.meta.get("nn_module_stack")
+    return next(reversed(stack.values())) if stack else ("", "")
 
 
 def source_of(node: torch.fx.Node) -> str:

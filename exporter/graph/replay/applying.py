@@ -96,7 +96,8 @@ class _Numbers:
         self.values, self.weights, self.new = values, weights, {}
 
     def read(self, value: str) -> Float64:
-        return evaluated(self.values[value].origin, self.weights)
+        exact: Float64 = self.kept(value).astype(np.float64, copy=False)
+        return exact
 
     def kept(self, value: str) -> NDArray[Any]:
         origin = self.values[value].origin

@@ -11,7 +11,7 @@ from exporter.artifacts import TensorSpec
 from exporter.config import FoldConfig
 from exporter.errors import FoldError
 from exporter.graph.abstract import BatchNorm, ConstantAffine, Linear, Operator
-from exporter.graph.aten.calls import arguments_of, operator_kind
+from exporter.graph.aten.calls import arguments_of, dtype_name, operator_kind
 from exporter.graph.aten.constants import Computed, compute_constants, with_exact
 from exporter.graph.aten.normalising import normalising_calls
 from exporter.graph.aten.products import MATRIX_PRODUCTS, numbers_read_by
@@ -71,8 +71,8 @@ def recorded(program: ExportedProgram, computed: Computed, plan: Plan, folded: E
     values: dict[str, Value] = {}
     for name in dict.fromkeys(name for operator in operators for name in _read_by(operator)):
         target = targets[name] or ""
-        values[name] = Value(origins.of(target), _dtype(constant_tensor(computed.program, target)))
-    weights = {name: TensorSpec(name, tuple(tensor.shape), _dtype(tensor)) for name, tensor in program.state_dict.items()}
+        values[name] = Value(origins.of(target), dtype_name(constant_tensor(computed.program, target).dtype))
+    weights = {name: TensorSpec(name, tuple(tensor.shape), dtype_name(tensor.dtype)) for name, tensor in program.state_dict.items()}
     return FoldPlan(weights, values, plan.attempts, tuple(_results(program, plan, folded, origins)))
 
 
@@ -107,7 +107,7 @@ class _Origins:
             exact = self._computed.exact.get(target)
             size = tensor.numel() * tensor.element_size() + sum(len(given.data) for given in self._given.values())
             if size > _MOST_GIVEN_BYTES or not tensor.is_floating_point():
-                raise _cannot(f"{target}, which is no part of the state dict, has {tensor.numel()} numbers of {_dtype(tensor)}")
+                raise _cannot(f"{target}, which is no part of the state dict, has {tensor.numel()} numbers of {dtype_name(tensor.dtype)}")
             self._given[target] = given_of(tensor.double().numpy() if exact is None else exact)
         return self._given[target]
 
@@ -135,9 +135,9 @@ def _results(program: ExportedProgram, plan: Plan, folded: ExportedProgram, orig
         if name in changed:
             continue
         if tensor is program.state_dict.get(name):
-            found.append(Result(name, _dtype(tensor)))
+            found.append(Result(name, dtype_name(tensor.dtype)))
         else:
-            found.append(Result(name, _dtype(tensor), origin=origins.of(name)))
+            found.append(Result(name, dtype_name(tensor.dtype), origin=origins.of(name)))
     order = {name: number for number, name in enumerate(folded.state_dict)}
     return sorted(found, key=lambda result: order.get(result.name, len(order)))
 
@@ -157,7 +157,7 @@ def _written(node: torch.fx.Node, new: NewNumbers, targets: dict[str, str], fold
         if place is None or place.name not in targets:
             raise _cannot(f"the {part} of {new.operator} is no constant of the folded network")
         name = targets[place.name]
-        results.append(Result(name, _dtype(constant_tensor(folded, name)), new.operator, part, groups, is_transposed))  # type: ignore[arg-type]
+        results.append(Result(name, dtype_name(constant_tensor(folded, name).dtype), new.operator, part, groups, is_transposed))  # type: ignore[arg-type]
     return results
 
 
@@ -174,7 +174,3 @@ def _cannot(found: str) -> FoldError:
     return FoldError(
         "E360", "this fold cannot be applied again by numbers alone", facts={"found": found}, help="fold the network anew for new weights"
     )
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

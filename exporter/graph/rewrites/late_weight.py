@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.graph.algebra import FORMATS, Float64, rounded_once
+from exporter.graph.algebra import FORMATS, Float64, rounded_once, scaled_by
 
 __all__ = ["Factor", "LateWeight", "rounded"]
 
@@ -59,9 +59,8 @@ class LateWeight:
         """Return all numbers."""
         given = self._given()
         made: Float64 = given.astype(np.float64, copy=False)
-        with np.errstate(invalid="ignore", over="ignore"):
-            for factor in self._factors:
-                made = made * factor(given.shape)
+        for factor in self._factors:
+            made = scaled_by(made, factor(given.shape))
         return made
 
     def rounded(self, dtype: str) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 
 from exporter.graph.abstract import Linear
-from exporter.graph.algebra import Float64, factor_of_inputs, factor_of_outputs, shifted_bias
+from exporter.graph.algebra import Float64, factor_of_inputs, factor_of_outputs, scaled_by, shifted_bias
 from exporter.graph.rewrites.late_weight import Factor, LateWeight
 
 __all__ = ["LinearNumbers"]
@@ -78,11 +78,7 @@ class LinearNumbers:
         return replace(self, bias=_sum(self.bias, bias), border=_sum(self.border, border), ones=_sum(self.ones, ones))
 
     def _scaled(self, factor: Factor, s: Float64) -> Float64 | LateWeight:
-        if isinstance(self.given, LateWeight):
-            return self.given.scaled(factor, s)
-        with np.errstate(invalid="ignore", over="ignore"):
-            scaled: Float64 = self.given * factor(self.given.shape)
-        return scaled
+        return self.given.scaled(factor, s) if isinstance(self.given, LateWeight) else scaled_by(self.given, factor(self.given.shape))
 
 
 def _sum(one: Float64 | None, other: Float64 | None) -> Float64 | None:
