@@ -28,7 +28,6 @@ __all__ = ["ProgramConstants", "abstract_graph", "constant_tensor", "count_batch
 _SIZES = {"sym_size", "sym_numel", "sym_stride"}
 _LIKE = {"reshape_as", "view_as", "expand_as"}
 """Calls that read the shape of a tensor and none of its numbers; the last ones, of their second argument."""
-_SIZES_AND_LIKE = _SIZES | _LIKE
 
 _MAY_BE_BATCH_NORM = {*BATCH_NORMS, "instance_norm", "add", "add_"}
 _CONSTANT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
@@ -39,7 +38,6 @@ def abstract_graph(program: ExportedProgram) -> AbstractGraph:
     nodes = list(program.graph.nodes)
     targets, constants = _targets(program), _constants(program)
     results = {arg for node in nodes if node.op == "output" for arg in node.all_input_nodes}
-    blind = {node for node in nodes if operator_kind(node) in _SIZES_AND_LIKE}
     values, operators = [], []
     names = _Names()
     for node in nodes:
@@ -50,7 +48,7 @@ def abstract_graph(program: ExportedProgram) -> AbstractGraph:
         if isinstance(tensor, torch.Tensor):
             value.dtype, value.shape = dtype_name(tensor.dtype), shape_of(tensor)
             value.rank = len(value.shape)
-        value.users = [user.name for user in node.users if user.op != "output" and not (user in blind and _reads_shape_only(user, node))]
+        value.users = [user.name for user in node.users if user.op != "output" and not _reads_shape_only(user, node)]
         if node.op == "placeholder":
             target = targets.get(node.name)
             if target is None:
